@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from vflow._core import stop_gradient
+
 # Above this many coordinates a dense Jacobian solve per sample is no longer a sensible default.
 _DENSE_SCORE_LIMIT = 64
 
@@ -22,9 +24,11 @@ class AbstractBijection(eqx.Module):
     * `inverse_and_log_det(y, condition=None) -> (x, log_det)` with $x = T^{-1}(y)$ and
       $\log|\det \partial T^{-1}/\partial y|$ (minus the forward one); a map without a usable
       inverse raises NotImplementedError that names the alternative;
-    * optionally `push_score`, where a cheaper rule than the default exists.
+    * optionally `push_score`, where a cheaper rule than the default exists;
+    * `forward_with_score` only if it is made of other bijections (Chain, Scan): it then calls
+      theirs, so that each layer's two evaluations stand side by side and XLA merges them.
 
-    All three survive jit, vmap, grad and `jax.jacfwd`, keep the dtype of their input, and
+    All survive jit, vmap, grad and `jax.jacfwd`, keep the dtype of their input, and
     never use private randomness. `condition` is an array of `condition_shape`, or None.
 
     Args:
@@ -80,6 +84,31 @@ class AbstractBijection(eqx.Module):
             return y, log_det, self._dense_push_score(x, score, condition)
         (score_y,) = pull((score, jnp.ones_like(log_det)))
         return y, log_det, score_y
+
+    def forward_with_score(
+        self, x: Array, score: Array, condition: Array | None = None
+    ) -> tuple[Array, Array, Array]:
+        r"""The step of a path gradient: `y` is differentiable, the log-det and the score are not.
+
+        Two tracks: `forward_and_log_det` with live parameters, and `push_score` with parameters,
+        point, score and condition behind `stop_gradient`. XLA merges what they have in common,
+        provided both stand in the same (scan body of a) computation: hence this method.
+
+        Args:
+            x: a point of the base space, shape `shape`.
+            score: $\nabla_x \log q(x)$, shape `shape`.
+            condition: array of `condition_shape`, or None.
+
+        Returns:
+            `(y, log_det, score_y)`.
+
+        Raises:
+            NotImplementedError: the map has no score rule; the message says what to do.
+        """
+        y, log_det = self.forward_and_log_det(x, condition)
+        frozen, point, score, condition = stop_gradient((self, x, score, condition))
+        _, _, score_y = frozen.push_score(point, score, condition)
+        return y, jax.lax.stop_gradient(log_det), score_y
 
     def _dense_push_score(
         self, x: Array, score: Array, condition: Array | None
