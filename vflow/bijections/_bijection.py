@@ -1,16 +1,68 @@
 """The contract of a bijection."""
 
 import abc
+import functools as ft
+from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from vflow._core._numerics import as_float
+
 from vflow._core import stop_gradient
 
 # Above this many coordinates a dense Jacobian solve per sample is no longer a sensible default.
 _DENSE_SCORE_LIMIT = 64
+
+
+def _check(bijection: Any, method: str, name: str, value: Any, shape: tuple[int, ...]) -> Array:
+    value = as_float(value)
+    if value.shape != shape:
+        raise ValueError(
+            f"{type(bijection).__name__}.{method}: {name} has shape {value.shape}, expected "
+            f"{shape}. Bijections act on one event; use jax.vmap for a batch."
+        )
+    return value
+
+
+def _check_condition(bijection: Any, method: str, condition: Any) -> Array | None:
+    shape = bijection.condition_shape
+    if shape is None:
+        if condition is None:
+            return None
+        raise ValueError(
+            f"{type(bijection).__name__}.{method}: got a condition, but the bijection takes none "
+            "(condition_shape is None)."
+        )
+    if condition is None:
+        raise ValueError(
+            f"{type(bijection).__name__}.{method}: condition is missing, expected an array of "
+            f"shape {shape}."
+        )
+    return _check(bijection, method, "condition", condition, shape)
+
+
+def _checked(method: Callable) -> Callable:
+    """Static checks of the arguments, and outputs in the dtype of the point; nothing at run time."""
+    name = method.__name__
+
+    @ft.wraps(method)
+    def map_point(self, x, condition=None):
+        x = _check(self, name, "x" if name.startswith("forward") else "y", x, self.shape)
+        condition = _check_condition(self, name, condition)
+        return tuple(out.astype(x.dtype) for out in method(self, x, condition))
+
+    @ft.wraps(method)
+    def push_score(self, x, score, condition=None):
+        x = _check(self, name, "x", x, self.shape)
+        score = _check(self, name, "score", score, self.shape)
+        condition = _check_condition(self, name, condition)
+        return tuple(out.astype(x.dtype) for out in method(self, x, score, condition))
+
+    return push_score if name == "push_score" else map_point
 
 
 class AbstractBijection(eqx.Module):
@@ -39,18 +91,21 @@ class AbstractBijection(eqx.Module):
     shape: eqx.AbstractVar[tuple[int, ...]]
     condition_shape: eqx.AbstractVar[tuple[int, ...] | None]
 
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        for name in ("forward_and_log_det", "inverse_and_log_det", "push_score"):
+            if name in cls.__dict__:
+                setattr(cls, name, _checked(cls.__dict__[name]))
+
     @abc.abstractmethod
-    def forward_and_log_det(
-        self, x: Array, condition: Array | None = None
-    ) -> tuple[Array, Array]:
+    def forward_and_log_det(self, x: Array, condition: Array | None = None) -> tuple[Array, Array]:
         """Base to target: `(T(x), log|det dT/dx|)`; shapes `shape` and `()`."""
 
     @abc.abstractmethod
-    def inverse_and_log_det(
-        self, y: Array, condition: Array | None = None
-    ) -> tuple[Array, Array]:
+    def inverse_and_log_det(self, y: Array, condition: Array | None = None) -> tuple[Array, Array]:
         """Target to base: `(T^-1(y), log|det dT^-1/dy|)`; shapes `shape` and `()`."""
 
+    @_checked
     def push_score(
         self, x: Array, score: Array, condition: Array | None = None
     ) -> tuple[Array, Array, Array]:
@@ -110,9 +165,7 @@ class AbstractBijection(eqx.Module):
         _, _, score_y = frozen.push_score(point, score, condition)
         return y, jax.lax.stop_gradient(log_det), score_y
 
-    def _dense_push_score(
-        self, x: Array, score: Array, condition: Array | None
-    ) -> Array:
+    def _dense_push_score(self, x: Array, score: Array, condition: Array | None) -> Array:
         size = x.size
         if size > _DENSE_SCORE_LIMIT:
             raise NotImplementedError(

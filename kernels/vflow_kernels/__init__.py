@@ -1,0 +1,39 @@
+"""JIT log-determinant, solve, coupling and density kernels: pure functions, arrays in, arrays out.
+
+Every kernel works on one event (batching is `jax.vmap`), keeps the dtype of its input, and
+survives jit, vmap, grad, `jax.jacfwd` and second derivatives.
+"""
+
+from vflow_kernels._coupling import affine_coupling_forward as affine_coupling_forward
+from vflow_kernels._coupling import affine_coupling_inverse as affine_coupling_inverse
+from vflow_kernels._coupling import affine_coupling_push_score as affine_coupling_push_score
+from vflow_kernels._coupling import soft_clamp as soft_clamp
+from vflow_kernels._densities import standard_normal_log_density as standard_normal_log_density
+from vflow_kernels._densities import student_t_log_density as student_t_log_density
+from vflow_kernels._low_rank import low_rank_log_det as low_rank_log_det
+from vflow_kernels._low_rank import low_rank_matvec as low_rank_matvec
+from vflow_kernels._low_rank import low_rank_solve as low_rank_solve
+from vflow_kernels._lu import lu_log_det as lu_log_det
+from vflow_kernels._lu import lu_matvec as lu_matvec
+from vflow_kernels._lu import lu_solve as lu_solve
+from vflow_kernels._triangular import triangular_log_det as triangular_log_det
+from vflow_kernels._triangular import triangular_matvec as triangular_matvec
+from vflow_kernels._triangular import triangular_solve as triangular_solve
+
+__all__ = [
+    "affine_coupling_forward",
+    "affine_coupling_inverse",
+    "affine_coupling_push_score",
+    "low_rank_log_det",
+    "low_rank_matvec",
+    "low_rank_solve",
+    "lu_log_det",
+    "lu_matvec",
+    "lu_solve",
+    "soft_clamp",
+    "standard_normal_log_density",
+    "student_t_log_density",
+    "triangular_log_det",
+    "triangular_matvec",
+    "triangular_solve",
+]

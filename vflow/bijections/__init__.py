@@ -1,0 +1,37 @@
+"""Floor 2: bijections, one file per family; the contract is `AbstractBijection`."""
+
+from vflow.bijections._affine import Affine as Affine
+from vflow.bijections._bijection import AbstractBijection as AbstractBijection
+from vflow.bijections._chain import Chain as Chain
+from vflow.bijections._chain import Scan as Scan
+from vflow.bijections._coupling import Coupling as Coupling
+from vflow.bijections._elementwise import Elementwise as Elementwise
+from vflow.bijections._identity import Identity as Identity
+from vflow.bijections._low_rank_affine import LowRankAffine as LowRankAffine
+from vflow.bijections._lu_linear import LULinear as LULinear
+from vflow.bijections._permute import Flip as Flip
+from vflow.bijections._permute import Permute as Permute
+from vflow.bijections._transformer import AbstractTransformer as AbstractTransformer
+from vflow.bijections._transformer import AffineTransformer as AffineTransformer
+from vflow.bijections._triangular_affine import TriangularAffine as TriangularAffine
+from vflow.bijections._wrappers import Freeze as Freeze
+from vflow.bijections._wrappers import Invert as Invert
+
+__all__ = [
+    "AbstractBijection",
+    "AbstractTransformer",
+    "Affine",
+    "AffineTransformer",
+    "Chain",
+    "Coupling",
+    "Elementwise",
+    "Flip",
+    "Freeze",
+    "Identity",
+    "Invert",
+    "LULinear",
+    "LowRankAffine",
+    "Permute",
+    "Scan",
+    "TriangularAffine",
+]

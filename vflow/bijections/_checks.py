@@ -1,0 +1,19 @@
+"""Checks of constructor arguments; on traced values they do nothing."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+
+def check_positive(owner: str, name: str, value: Array) -> None:
+    """Raise ValueError unless every entry of `value` is positive and finite."""
+    if isinstance(value, jax.core.Tracer):
+        return
+    if not bool(jnp.all((value > 0) & jnp.isfinite(value))):
+        raise ValueError(f"{owner}: {name} must be positive and finite, got {value}.")
+
+
+def check_dim(owner: str, dim: int, least: int = 1) -> None:
+    """Raise ValueError unless `dim` is an integer of at least `least`."""
+    if not isinstance(dim, int) or isinstance(dim, bool) or dim < least:
+        raise ValueError(f"{owner}: dim must be an integer of at least {least}, got {dim!r}.")
