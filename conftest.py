@@ -1,0 +1,48 @@
+"""What every test runs under: checked annotations, float64, no silent broadcasting of ranks."""
+
+from jaxtyping import install_import_hook
+
+# First, before anything imports the packages. Not jaxtyping's pytest flag: with two packages and
+# a checker in parentheses it silently skips the second one.
+install_import_hook(["vflow", "vflow_kernels"], "beartype.beartype")
+
+import os
+import pathlib
+import zlib
+
+_CACHE = pathlib.Path(
+    os.environ.get("JAX_COMPILATION_CACHE_DIR") or pathlib.Path(__file__).parent / ".jax_cache"
+)
+try:  # a warm cache halves the time of the suite, but nothing depends on it
+    _CACHE.mkdir(parents=True, exist_ok=True)
+except OSError:
+    os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
+else:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(_CACHE)
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+
+import jax
+import pytest
+
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def key(request):
+    """A key of the test's own: a function of its node id, the same alone and under xdist."""
+    return jax.random.key(zlib.crc32(request.node.nodeid.encode()))
+
+
+@pytest.fixture
+def no_key_reuse():
+    """While the test runs, using a key twice is an error."""
+    with jax.debug_key_reuse(True):
+        yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _bounded_memory():
+    """Compiled functions are dropped after each module; the cache on disk keeps them cheap."""
+    yield
+    jax.clear_caches()
