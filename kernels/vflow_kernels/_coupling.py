@@ -12,8 +12,9 @@ def soft_clamp(raw: Float[Array, "*s"], lower: float, upper: float) -> Float[Arr
     $$c(s) = \tfrac{2\alpha}{\pi}\arctan(s/\alpha), \qquad
       \alpha = \text{upper if } s \ge 0 \text{ else } {-\text{lower}}$$
 
-    Twice continuously differentiable, slope $2/\pi$ at zero on both sides. Saturation is polynomial,
-    so that a saturated value still receives a gradient (with tanh it vanishes exponentially).
+    Twice continuously differentiable, slope $2/\pi$ at zero on both sides. Saturation is
+    polynomial, so that a saturated value still receives a gradient (with tanh it vanishes
+    exponentially).
 
     Cost: one arctan and four flops per element.
 

@@ -19,10 +19,10 @@ _ACTIVATIONS = {
 
 
 class MLP(eqx.Module):
-    r"""Affine maps with an activation between them: $h_{l+1} = a(h_l W_l + b_l)$, the last one linear.
+    r"""Affine maps $h W + b$ with an activation between them, the last one linear.
 
-    Hidden weights are uniform with variance $1/\text{fan-in}$, biases zero; the last layer is zero, so
-    that a layer conditioned by a fresh network starts at the identity. The activation is kept by
+    Hidden weights are uniform with variance $1/\text{fan-in}$, biases zero; the last layer is zero,
+    so that a layer conditioned by a fresh network starts at the identity. The activation is kept by
     name, not as a function: a network is arrays and strings only, and can be written to a file.
 
     Args:

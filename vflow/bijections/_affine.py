@@ -12,8 +12,8 @@ from vflow.bijections._checks import check_positive
 class Affine(AbstractBijection):
     r"""The elementwise affine map $y = \sigma x + \mu$ with $\sigma = e^{\lambda} > 0$.
 
-    The trained leaves are `loc` ($\mu$) and `log_scale` ($\lambda$), so that a step of an optimiser is
-    relative in $\sigma$ whatever its size, and $\log|\det J| = \sum_i \lambda_i$ is exact.
+    The trained leaves are `loc` ($\mu$) and `log_scale` ($\lambda$), so that a step of an optimiser
+    is relative in $\sigma$ whatever its size, and $\log|\det J| = \sum_i \lambda_i$ is exact.
 
     Args:
         loc: $\mu$, any shape.

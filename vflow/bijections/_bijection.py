@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from vflow._core._numerics import as_float
-
 from vflow._core import stop_gradient
+from vflow._core._numerics import as_float
 
 # Above this many coordinates a dense Jacobian solve per sample is no longer a sensible default.
 _DENSE_SCORE_LIMIT = 64
+
+_CONTRACT = ("forward_and_log_det", "inverse_and_log_det", "push_score", "forward_with_score")
 
 
 def _check(bijection: Any, method: str, name: str, value: Any, shape: tuple[int, ...]) -> Array:
@@ -46,7 +47,7 @@ def _check_condition(bijection: Any, method: str, condition: Any) -> Array | Non
 
 
 def _checked(method: Callable) -> Callable:
-    """Static checks of the arguments, and outputs in the dtype of the point; nothing at run time."""
+    """Check shapes while tracing, and give the outputs the dtype of the point."""
     name = method.__name__
 
     @ft.wraps(method)
@@ -62,7 +63,7 @@ def _checked(method: Callable) -> Callable:
         condition = _check_condition(self, name, condition)
         return tuple(out.astype(x.dtype) for out in method(self, x, score, condition))
 
-    return push_score if name == "push_score" else map_point
+    return push_score if name in ("push_score", "forward_with_score") else map_point
 
 
 class AbstractBijection(eqx.Module):
@@ -80,8 +81,11 @@ class AbstractBijection(eqx.Module):
     * `forward_with_score` only if it is made of other bijections (Chain, Scan): it then calls
       theirs, so that each layer's two evaluations stand side by side and XLA merges them.
 
-    All survive jit, vmap, grad and `jax.jacfwd`, keep the dtype of their input, and
-    never use private randomness. `condition` is an array of `condition_shape`, or None.
+    All survive jit, vmap, grad and `jax.jacfwd` and never use private randomness. `condition` is
+    an array of `condition_shape`, or None. This class wraps the methods of every subclass: shapes
+    are checked while tracing (a ValueError names the bijection and the argument), and the outputs
+    take the dtype of the point. Fields are arrays, other modules, or static and hashable; never a
+    function, so that every bijection can be written to a file.
 
     Args:
         shape: shape of one event.
@@ -93,7 +97,7 @@ class AbstractBijection(eqx.Module):
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
-        for name in ("forward_and_log_det", "inverse_and_log_det", "push_score"):
+        for name in _CONTRACT:
             if name in cls.__dict__:
                 setattr(cls, name, _checked(cls.__dict__[name]))
 
@@ -140,6 +144,7 @@ class AbstractBijection(eqx.Module):
         (score_y,) = pull((score, jnp.ones_like(log_det)))
         return y, log_det, score_y
 
+    @_checked
     def forward_with_score(
         self, x: Array, score: Array, condition: Array | None = None
     ) -> tuple[Array, Array, Array]:

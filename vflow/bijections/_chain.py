@@ -46,8 +46,8 @@ class Chain(AbstractBijection):
         for position, layer in enumerate(self.layers):
             if layer.shape != self.layers[0].shape:
                 raise ValueError(
-                    f"Chain: layer {position} ({type(layer).__name__}) has shape {layer.shape}, the "
-                    f"first has {self.layers[0].shape}."
+                    f"Chain: layer {position} ({type(layer).__name__}) has shape {layer.shape}, "
+                    f"the first has {self.layers[0].shape}."
                 )
             if layer.condition_shape not in (None, *conditions[:1]):
                 raise ValueError(
@@ -77,9 +77,20 @@ class Chain(AbstractBijection):
         self, x: Array, score: Array, condition: Array | None = None
     ) -> tuple[Array, Array, Array]:
         """The score is threaded through the layers, each by its own rule."""
+        return self._thread("push_score", x, score, condition)
+
+    def forward_with_score(
+        self, x: Array, score: Array, condition: Array | None = None
+    ) -> tuple[Array, Array, Array]:
+        """Layer by layer, so that each layer's two evaluations stand side by side."""
+        return self._thread("forward_with_score", x, score, condition)
+
+    def _thread(
+        self, method: str, x: Array, score: Array, condition: Array | None
+    ) -> tuple[Array, Array, Array]:
         total = jnp.zeros_like(x, shape=())
         for layer in self.layers:
-            x, log_det, score = layer.push_score(x, score, _condition_for(layer, condition))
+            x, log_det, score = getattr(layer, method)(x, score, _condition_for(layer, condition))
             total = total + log_det
         return x, total, score
 
@@ -181,3 +192,9 @@ class Scan(AbstractBijection):
     ) -> tuple[Array, Array, Array]:
         """The score is part of the carry."""
         return self._scan("push_score", (x, score), condition, reverse=False)
+
+    def forward_with_score(
+        self, x: Array, score: Array, condition: Array | None = None
+    ) -> tuple[Array, Array, Array]:
+        """One scan whose body holds a layer's two evaluations."""
+        return self._scan("forward_with_score", (x, score), condition, reverse=False)

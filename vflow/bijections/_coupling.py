@@ -23,7 +23,7 @@ class Coupling(AbstractBijection):
     $$y_{1:k} = x_{1:k}, \qquad y_i = \tau(x_i; \phi_i), \qquad \phi = N(x_{1:k}, c), \qquad
       \log|\det J| = \sum_{i>k}\log\tau'(x_i; \phi_i)$$
 
-    $N$ is a multilayer perceptron whose last layer starts at zero: the layer starts at the identity.
+    $N$ is a multilayer perceptron whose last layer starts at zero, the map then at the identity.
     Alternate with `Flip` or `Permute` so that every coordinate is transformed.
 
     Args:

@@ -19,8 +19,8 @@ from vflow.bijections._transformer import (
 class Elementwise(AbstractBijection):
     r"""Every coordinate by its own scalar map: $y_i = \tau(x_i; \phi_i)$.
 
-    $\phi$ is trained directly, or with a condition comes from a network $\phi = N(c)$. Both start at
-    zero: the layer starts at the identity. What a coupling becomes when there is nothing to split.
+    $\phi$ is trained directly, or with a condition comes from a network $\phi = N(c)$. Both start
+    at zero: the map is then the identity. It is a coupling with nothing to split.
 
     Args:
         key: PRNG key of the conditioner (unused without a condition).

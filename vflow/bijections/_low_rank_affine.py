@@ -16,11 +16,11 @@ class LowRankAffine(AbstractBijection):
     r"""The affine map $y = D\,(I + V C V^\top)\,x + \mu$ of rank $r$ plus diagonal.
 
     $D = \operatorname{diag}(e^{\lambda})$; the columns of $V$ have length one; $C$ is diagonal with
-    $c_j = \operatorname{softplus}(\gamma_j + a) - 1/r > -1/r$ and $a$ such that $\gamma_j = 0$ gives $c_j = 0$.
-    Every eigenvalue of $I + VCV^\top$ is then positive: the map is invertible for all parameters,
-    contains every covariance $D(I + FF^\top)D$ with $F$ of rank $r$ on a normal base, starts at the
-    identity, and has a non-zero gradient there. The trained leaves are `loc`, `log_scale` ($\lambda$),
-    `directions` ($V$ before normalisation) and `weights` ($\gamma$).
+    $c_j = \operatorname{softplus}(\gamma_j + a) - 1/r > -1/r$, and $a$ such that $c_j = 0$ at
+    $\gamma_j = 0$. Every eigenvalue of $I + VCV^\top$ is then positive: the map is invertible for
+    all parameters, contains every covariance $D(I + FF^\top)D$ with $F$ of rank $r$ on a normal
+    base, starts at the identity, and has a non-zero gradient there. The trained leaves are `loc`,
+    `log_scale` ($\lambda$), `directions` ($V$ before normalisation) and `weights` ($\gamma$).
 
     Args:
         key: PRNG key for the directions.

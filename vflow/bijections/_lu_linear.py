@@ -11,16 +11,17 @@ from vflow.bijections._checks import check_dim
 
 
 class LULinear(AbstractBijection):
-    r"""The affine map $y = LUx + b$, $L$ unit lower triangular, $U$ upper triangular with positive diagonal.
+    r"""The affine map $y = LUx + b$: $L$ unit lower, $U$ upper triangular, $U_{ii} > 0$.
 
-    A dense linear map whose log-determinant costs $d$ and whose inverse costs two triangular solves.
-    The trained leaves are `bias` ($b$), `log_diagonal` ($\log U_{ii}$) and `factors` ($L$ strictly below and
-    $U$ strictly above the diagonal of one array). Chain it with `Permute` for the $PLU$ of Glow.
+    A dense linear map whose log-determinant costs $d$ and whose inverse costs two triangular
+    solves. The trained leaves are `bias` ($b$), `log_diagonal` ($\log U_{ii}$) and `factors` ($L$
+    strictly below and $U$ strictly above the diagonal of one array). Chain it with `Permute` for
+    the $PLU$ of Glow.
 
     Args:
         dim: number of coordinates.
-        key: PRNG key for a random start, strict triangles drawn from $N(0, 0.1^2/d)$; without it the
-            map starts at the identity.
+        key: PRNG key for a random start, strict triangles drawn from $N(0, 0.1^2/d)$; without it
+            the map starts at the identity.
 
     Example:
         >>> import jax.numpy as jnp, vflow as vf

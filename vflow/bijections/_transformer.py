@@ -10,11 +10,11 @@ from vflow_kernels import affine_coupling_forward, affine_coupling_inverse, soft
 
 
 class AbstractTransformer(eqx.Module):
-    r"""A strictly increasing scalar map $y = \tau(x; \phi)$ with parameters $\phi$ from a conditioner.
+    r"""A strictly increasing scalar map $y = \tau(x; \phi)$, its parameters from a conditioner.
 
     A subclass has only static, hashable fields (its options), sets `num_params`, and implements
     `forward` and `inverse` for one coordinate; layers vectorise them with `jax.vmap`. At
-    $\phi = 0$ the map is the identity, so that layers with a zero-initialised conditioner start there.
+    $\phi = 0$ the map is the identity, so that a layer with a fresh conditioner starts there.
     """
 
     num_params: eqx.AbstractVar[int]
@@ -31,8 +31,8 @@ class AbstractTransformer(eqx.Module):
 class AffineTransformer(AbstractTransformer):
     r"""The affine transformer $y = x e^{\sigma} + m$ with a bounded log-scale $\sigma$.
 
-    $\phi = (m, s)$ and $\sigma$ is the soft clamp of $s$ to (`min_log_scale`, `max_log_scale`): without a
-    bound, deep stacks of couplings produce single huge samples that ruin the gradient.
+    $\phi = (m, s)$ and $\sigma$ is the soft clamp of $s$ to (`min_log_scale`, `max_log_scale`):
+    without a bound, deep stacks of couplings produce single huge samples that ruin the gradient.
 
     Args:
         min_log_scale: lower bound of $\sigma$, negative.
@@ -44,7 +44,8 @@ class AffineTransformer(AbstractTransformer):
 
     Example:
         >>> import jax.numpy as jnp, vflow as vf
-        >>> y, log_derivative = vf.bijections.AffineTransformer().forward(jnp.ones(()), jnp.zeros(2))
+        >>> transformer = vf.bijections.AffineTransformer()
+        >>> y, log_derivative = transformer.forward(jnp.ones(()), jnp.zeros(2))
         >>> print(y, log_derivative)
         1.0 0.0
 
@@ -106,7 +107,8 @@ def transform_push_score(
     r"""`(y, log_det, score_y, cotangent of params)`.
 
     $s_y = (s - \partial_x\log\tau')/\tau'$, and the cotangent
-    $u = (\partial\tau/\partial\phi)^\top s_y + \partial_\phi\sum\log\tau'$ is what a conditioner pulls back.
+    $u = (\partial\tau/\partial\phi)^\top s_y + \partial_\phi\sum\log\tau'$ is what a conditioner
+    pulls back.
     """
 
     def forward(x, params):

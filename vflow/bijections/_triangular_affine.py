@@ -15,12 +15,13 @@ from vflow.bijections._checks import check_dim, check_positive
 class TriangularAffine(AbstractBijection):
     r"""The affine map $y = Lx + \mu$ with $L$ lower triangular and a positive diagonal.
 
-    On a standard normal base this is every Gaussian, $N(\mu, LL^\top)$. The trained leaves are `loc`
-    ($\mu$), `log_diagonal` ($\log L_{ii}$) and `lower` (the entries of $L$ below the diagonal; the rest of
-    that array is never read).
+    On a standard normal base this is every Gaussian, $N(\mu, LL^\top)$. The trained leaves are
+    `loc` ($\mu$), `log_diagonal` ($\log L_{ii}$) and `lower` (the entries of $L$ below the
+    diagonal; the rest of that array is never read). It starts at the identity; `from_loc_tril`
+    starts elsewhere.
 
     Args:
-        dim: number of coordinates. The map starts at the identity; `from_loc_tril` starts elsewhere.
+        dim: number of coordinates.
 
     Example:
         >>> import jax.numpy as jnp, vflow as vf

@@ -83,3 +83,9 @@ class Freeze(AbstractBijection):
     ) -> tuple[Array, Array, Array]:
         """The frozen map's rule."""
         return self.bijection.push_score(x, score, condition)
+
+    def forward_with_score(
+        self, x: Array, score: Array, condition: Array | None = None
+    ) -> tuple[Array, Array, Array]:
+        """The frozen map's joint step."""
+        return self.bijection.forward_with_score(x, score, condition)
