@@ -8,42 +8,163 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
 from vflow._core import ProgramError, combine, partition
-from vflow.programs._frame import Frame, running
+from vflow.programs._frame import Frame, NeedsLanes, Plan, Run, magic, running
+
+_EMA_DECAY = 0.8
 
 
 def expect(
-    objective: Callable[..., Array], num_samples: int = 1, *, gradient: str = "total"
+    objective: Callable[..., Any], num_samples: int = 1, *, gradient: str = "total"
 ) -> Callable[..., Array]:
-    """Turn an objective program into `S(key, *args)`: value and gradient unbiased.
+    r"""Turn an objective program into an ordinary scalar function, unbiased in value and gradient.
+
+    $\mathbb{E}[S(k, \theta)] = \mathbb{E}[\mathrm{objective}(\theta)]$ and
+    $\mathbb{E}[\nabla S(k, \theta)] = \nabla\,\mathbb{E}[\mathrm{objective}(\theta)]$ over keys $k$.
+
+    A program without discrete choices is run once, as it stands. Otherwise an abstract pass finds
+    the sites that need alternatives, and the program is run under `jax.vmap` over lanes: one axis
+    per enumerated site, and one shared axis of 1 + sum(alternatives) lanes for the rest.
 
     Args:
-        objective: a function whose return value's expectation is the objective; a scalar.
+        objective: a function that draws with `vf.sample` or `simulate()` and returns a scalar; it
+            may return None when it registers `vf.cost`s.
         num_samples: independent runs that are averaged.
         gradient: what `simulate()` defaults to inside, "total" or "path".
 
     Returns:
-        `S(key, *args) -> scalar`.
-    """
-    if not isinstance(num_samples, int) or num_samples < 1:
-        raise ValueError(f"num_samples must be a positive integer, got {num_samples!r}.")
+        `S(key, *args) -> scalar`; jit, vmap and grad apply to it.
 
-    def run(key, args):
-        with running(Frame(key, gradient=gradient)):
-            value = jnp.asarray(objective(*args))
-        if value.shape != ():
-            raise ProgramError(f"an objective must return a scalar, got shape {value.shape}.")
-        return value
+    Raises:
+        ProgramError: for an objective that is not a scalar, duplicate names, a site inside a raw
+            JAX transformation, a strategy that does not apply; naming the site and the remedy.
+
+    Example:
+        >>> import jax, numpyro.distributions as dist, vflow as vf
+        >>> def objective(t):
+        ...     b = vf.sample("b", dist.Bernoulli(probs=t), vf.enum())
+        ...     return 2.0 * b
+        >>> estimate = vf.expect(objective)
+        >>> value, slope = jax.value_and_grad(estimate, argnums=1)(jax.random.key(0), 0.25)
+        >>> print(f"{value:.2f} {slope:.2f}")
+        0.50 2.00
+
+    Source: Becker et al., Probabilistic Programming with Programmable Variational Inference (2024);
+    Foerster et al., DiCE (2018).
+    """
+    if not callable(objective):
+        raise TypeError(f"objective must be a function, got {type(objective).__name__}.")
+    if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
+        raise ValueError(f"num_samples must be a positive integer, got {num_samples!r}.")
+    if gradient not in ("total", "path"):
+        raise ValueError(f'gradient must be "total" or "path", got {gradient!r}.')
+
+    def frame(key, **run):
+        return Frame(key, gradient, run=Run(num_samples, **run))
 
     def estimate(key: PRNGKeyArray, *args: Any) -> Array:
-        if num_samples == 1:
-            return run(key, args)
-        keys = jax.random.split(key, num_samples)
-        return jax.vmap(lambda key: run(key, args))(keys).mean()
+        keys = key if num_samples == 1 else jax.random.split(key, num_samples)
+        over_samples = (lambda f: f) if num_samples == 1 else jax.vmap
+        try:
+            return _average(*over_samples(lambda k: _run(objective, args, frame(k)))(keys))
+        except NeedsLanes:
+            plan = Plan()
+        one_key = keys if num_samples == 1 else keys[0]
+        jax.eval_shape(lambda k: _run(objective, args, frame(k, plan=plan, discovering=True))[0], one_key)
+        return _average(
+            *over_samples(
+                lambda k: _over_lanes(
+                    lambda lane, indices: _run(
+                        objective, args, frame(k, plan=plan, lane=lane, indices=indices)
+                    ),
+                    plan,
+                )
+            )(keys)
+        )
 
     return estimate
 
 
-def value_and_grad(estimate: Callable[..., Array], argnum: int = 0) -> Callable[..., tuple[Array, Any]]:
+def _run(objective: Callable[..., Any], args: tuple, frame: Frame) -> tuple[Array, dict[str, Array]]:
+    """One run: its weighted total, and the coefficients of baselines that need other samples."""
+    with running(frame):
+        result = objective(*args)
+    totals = frame.totals
+    if result is not None:
+        result = jnp.asarray(result)
+        if result.shape != () or not jnp.issubdtype(result.dtype, jnp.inexact):
+            raise ProgramError(
+                "an objective must return a real scalar (or None, after vf.cost), got shape "
+                f"{result.shape} and dtype {result.dtype}: sum over what should be added."
+            )
+        frame.add_cost(result)
+    if "cost" not in totals:
+        raise ProgramError("the objective returned None and registered no vf.cost: return a scalar.")
+    total = totals["cost"] + totals.get("control", 0.0)
+
+    lane = frame.run.lane
+    on_base = 1.0 if lane is None else jnp.where(lane == 0, 1.0, 0.0)
+    enumerated = 1.0
+    if "log_weight" in totals:
+        enumerated = jnp.exp(totals["log_weight"])
+        # 0 * inf: an alternative of probability 0 contributes nothing.
+        total = jnp.where((enumerated == 0) & ~jnp.isfinite(total), 0.0, total)
+    value = total
+    if "lane_weight" in totals:
+        first = 1.0 + totals["base_weight"] if "base_weight" in totals else 1.0
+        value = value * jnp.where(lane == 0, first, totals["lane_weight"])
+    elif lane is not None:
+        value = value * on_base
+    if "log_weight" in totals:
+        value = value * enumerated
+    share = jax.lax.stop_gradient(enumerated * on_base)
+    if "fit_linear" in totals:
+        detached = jax.lax.stop_gradient(total)
+        loss = totals["fit_linear"] * detached - 0.5 * totals["fit_square"]
+        value = value + share * (loss - jax.lax.stop_gradient(loss))
+    return value, {k: share * (magic(totals[k]) - 1.0) for k in ("loo", "ema") if k in totals}
+
+
+def _over_lanes(run: Callable, plan: Plan) -> tuple[Array, dict[str, Array]]:
+    """Sum the run over the lanes of the plan: one axis per enumerated site, one for the rest."""
+    names = list(plan.enums)
+
+    def positional(lane, *indices):
+        return run(lane, dict(zip(names, indices, strict=True)))
+
+    for i in range(len(names)):
+        axes = [None] * (len(names) + 1)
+        axes[i + 1] = 0
+        positional = jax.vmap(positional, in_axes=tuple(axes))
+    indices = [jnp.arange(plan.enums[name]) for name in names]
+    if plan.num_lanes > 1:
+        over = jax.vmap(positional, in_axes=(0, *([None] * len(names))))
+        out = over(jnp.arange(plan.num_lanes), *indices)
+    else:
+        out = positional(None, *indices)
+    return jax.tree.map(jnp.sum, out)
+
+
+def _average(values: Array, coefficients: dict[str, Array]) -> Array:
+    """The mean over samples, less the baselines that are made of the other samples."""
+    if values.ndim == 0:
+        return values
+    n = values.shape[0]
+    mean = values.mean()
+    others = jax.lax.stop_gradient(values)
+    for kind, coefficient in coefficients.items():
+        if kind == "loo":
+            baseline = (others.sum() - others) / (n - 1)
+        else:
+            age = jnp.arange(n)[:, None] - jnp.arange(n)[None, :] - 1
+            weights = jnp.where(age >= 0, _EMA_DECAY ** jnp.maximum(age, 0), 0.0).astype(others.dtype)
+            baseline = weights @ others / jnp.maximum(weights.sum(axis=1), 1.0)
+        mean = mean - (coefficient * baseline).mean()
+    return mean
+
+
+def value_and_grad(
+    estimate: Callable[..., Array], argnum: int = 0
+) -> Callable[..., tuple[Array, Any]]:
     """`(key, *args) -> (value, gradient)` with respect to the trainable leaves of one argument.
 
     Args:
@@ -52,6 +173,12 @@ def value_and_grad(estimate: Callable[..., Array], argnum: int = 0) -> Callable[
 
     Returns:
         A function; the gradient has the structure of `vf.params(args[argnum])`.
+
+    Example:
+        >>> import jax, numpyro.distributions as dist, vflow as vf
+        >>> def objective(t):
+        ...     return -vf.sample("x", dist.Normal(t, 1.0)) ** 2
+        >>> value, grad = vf.value_and_grad(vf.expect(objective))(jax.random.key(0), jax.numpy.array(0.7))
     """
 
     def wrapped(key: PRNGKeyArray, *args: Any) -> tuple[Array, Any]:

@@ -5,34 +5,247 @@ import dataclasses
 import threading
 import zlib
 from collections.abc import Iterator
+from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax.extend.core import get_opaque_trace_state
 from jaxtyping import PRNGKeyArray
 
 from vflow._core import ProgramError
 
 
-@dataclasses.dataclass
-class Frame:
-    """One run of an objective: where keys come from and which gradient `simulate` defaults to."""
+def magic(score: Any) -> Any:
+    r"""$e^{s - \mathrm{stop}(s)}$: the value is one, the gradient is that of `score`."""
+    return jnp.exp(score - jax.lax.stop_gradient(score))
 
-    key: PRNGKeyArray
+
+class NeedsLanes(BaseException):
+    """Raised by a site that needs alternatives while a program runs plainly; `expect` catches it."""
+
+
+@dataclasses.dataclass
+class Plan:
+    """Which sites need lanes: found by an abstract pass, read by the real one.
+
+    Attributes:
+        stars: full site name -> (alternatives, iterations of the enclosing loops).
+        enums: full site name -> size of the support.
+    """
+
+    stars: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+    enums: dict[str, int] = dataclasses.field(default_factory=dict)
+
+    @property
+    def num_lanes(self) -> int:
+        """The base lane and one for every alternative of every star site."""
+        return 1 + sum(size * loops for size, loops in self.stars.values())
+
+    def offset(self, name: str) -> int:
+        """The first lane of a star site."""
+        start = 1
+        for other, (size, loops) in self.stars.items():
+            if other == name:
+                return start
+            start += size * loops
+        raise ProgramError(
+            f"site {name!r} was not met in the abstract pass: the sites of a program must not "
+            "depend on values."
+        )
+
+
+@dataclasses.dataclass
+class Run:
+    """What all frames of one run of an objective share.
+
+    `plan` is None in a plain run, where a site that wants lanes raises `NeedsLanes`. `lane` is
+    None where there is the base lane only.
+    """
+
+    num_samples: int = 1
+    plan: Plan | None = None
+    discovering: bool = False
+    lane: Any = None
+    indices: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass
+class Recorder:
+    """Collects the values of a program's sites, and supplies those that are given.
+
+    Attributes:
+        given: site name -> value; these sites are scored, the others drawn.
+        index: position in the enclosing loops, outermost first.
+        used: names of the given sites that were met.
+        path: names of the sites whose own log density is to carry path gradients only.
+        only: the given sites whose log density is wanted; None means all.
+    """
+
+    given: dict[str, Any]
+    index: tuple[Any, ...] = ()
+    used: set[str] = dataclasses.field(default_factory=set)
+    path: set[str] = dataclasses.field(default_factory=set)
+    only: set[str] | None = None
+
+    def value(self, name: str) -> Any:
+        """The given value of a site at the current position of the loops."""
+        self.used.add(name)
+        value = self.given[name]
+        for index in self.index:
+            value = jax.tree.map(lambda leaf, i=index: leaf[i], value)
+        return value
+
+
+@dataclasses.dataclass(eq=False)
+class Frame:
+    """One run of an objective, or of a block inside it.
+
+    Attributes:
+        key: where the keys of the sites come from; None where nothing may be drawn.
+        gradient: what `simulate` defaults to.
+        scope: prefix of the full names of the sites.
+        run: shared by all frames of the run.
+        loop: flattened index and number of iterations of the enclosing random loops.
+        looped: whether there is such a loop.
+        totals: running sums, each present only once something was added: `score` (of the sites
+            visited so far), `loo`, `ema` (parts of it), `cost`, `control`, `log_weight`,
+            `base_weight`, `lane_weight`, `fit_linear`, `fit_square`, `log_drawn`, `log_given`.
+        records: values of the sites, where there is a recorder.
+    """
+
+    key: PRNGKeyArray | None
     gradient: str = "total"
+    scope: str = ""
+    run: Run = dataclasses.field(default_factory=Run)
+    loop: tuple[Any, int] = (0, 1)
+    looped: bool = False
+    recorder: Recorder | None = None
     names: dict[int, str] = dataclasses.field(default_factory=dict)
-    unnamed: int = 0
+    counts: dict[str, int] = dataclasses.field(default_factory=dict)
+    totals: dict[str, Any] = dataclasses.field(default_factory=dict)
+    records: dict[str, Any] = dataclasses.field(default_factory=dict)
+    trace_state: Any = dataclasses.field(default_factory=get_opaque_trace_state)
+
+    def check_trace(self, name: str) -> None:
+        """A site inside a raw JAX transformation would be frozen or lose its score: refuse it."""
+        if get_opaque_trace_state() != self.trace_state:
+            raise ProgramError(
+                f"site {name!r} was reached inside a raw jax.vmap, jax.lax.scan, jax.lax.cond, "
+                "jax.jit, jax.grad or jax.checkpoint, where its gradient would be silently wrong: "
+                "use vf.vmap, vf.scan or vf.cond inside an objective, and apply jit and grad to "
+                "vf.expect(objective)."
+            )
+
+    def label(self, kind: str) -> str:
+        """A name for an unnamed block: numbered in program order."""
+        number = self.counts.get(kind, 0)
+        self.counts[kind] = number + 1
+        return f"{kind} #{number}"
 
     def key_for(self, name: str | None, kind: str) -> PRNGKeyArray:
         """A key folded from the site's name; unnamed ones are numbered in program order."""
         if name is None:
-            name = f"{kind} #{self.unnamed}"
-            self.unnamed += 1
-        code = zlib.crc32(name.encode())
-        if code in self.names:
+            name = self.label(kind)
+        self.check_trace(name)
+        if self.key is None:
             raise ProgramError(
-                f"site {name!r} shares its noise with site {self.names[code]!r}: rename one of them."
+                f"site {name!r} wants to draw where only given values are scored: it has no value."
             )
-        self.names[code] = name
+        full = self.scope + name
+        code = zlib.crc32(full.encode())
+        if code in self.names:
+            other = self.names[code]
+            if other == full:
+                raise ProgramError(f"two sites are named {name!r}: rename one of them.")
+            raise ProgramError(
+                f"site {full!r} would share its noise with site {other!r} (equal hash): "
+                "rename one of them."
+            )
+        self.names[code] = full
         return jax.random.fold_in(self.key, code)
+
+    def add(self, total: str, value: Any) -> None:
+        """Add to a running sum."""
+        self.totals[total] = self.totals[total] + value if total in self.totals else value
+
+    def add_cost(self, value: Any) -> None:
+        """A cost depends on the sites visited so far only: multiply by their score."""
+        if "score" in self.totals:
+            value = value * magic(self.totals["score"])
+        self.add("cost", value)
+
+    def record(self, name: str, value: Any) -> None:
+        """Keep the value of a site for the recorder, if there is one."""
+        if self.recorder is None:
+            return
+        if name in self.records:
+            raise ProgramError(f"two sites are named {name!r}: rename one of them.")
+        self.records[name] = value
+
+    def child(
+        self, block: str, key: PRNGKeyArray | None, step: tuple[Any, int] | None = None
+    ) -> "Frame":
+        """The frame of a block; `step` is the index and length of a random loop."""
+        loop, recorder = self.loop, self.recorder
+        if step is not None:
+            loop = (loop[0] * step[1] + step[0], loop[1] * step[1])
+            if recorder is not None:
+                recorder = dataclasses.replace(recorder, index=(*recorder.index, step[0]))
+        return Frame(
+            key,
+            self.gradient,
+            f"{self.scope}{block}/",
+            self.run,
+            loop,
+            self.looped or step is not None,
+            recorder,
+        )
+
+    def absorb(
+        self, totals: dict[str, Any], records: dict[str, Any], *, sequential: bool = False
+    ) -> None:
+        """Take over what blocks have summed up; stacked along a leading axis for loops.
+
+        In a sequential loop a cost depends on the sites of the earlier iterations too.
+        """
+        totals = dict(totals)
+        cost = totals.pop("cost", None)
+        if cost is not None:
+            if sequential and "score" in totals:
+                cost = cost * magic(jnp.cumsum(totals["score"]) - totals["score"])
+            self.add_cost(jnp.sum(cost))
+        for name, value in totals.items():
+            self.add(name, jnp.sum(value))
+        for name, value in records.items():
+            self.record(name, value)
+
+    def star(self, name: str, size: int) -> tuple[Any, Any] | None:
+        """The place of a site with `size` alternatives on the shared axis of lanes.
+
+        Returns:
+            (the alternative of this lane, whether this lane is one of the site's), or None in the
+            abstract pass.
+        """
+        run, full = self.run, self.scope + name
+        if run.plan is None:
+            raise NeedsLanes
+        if run.discovering:
+            run.plan.stars[full] = (size, self.loop[1])
+            return None
+        local = run.lane - (run.plan.offset(full) + size * self.loop[0])
+        return jnp.clip(local, 0, size - 1), (local >= 0) & (local < size)
+
+    def enum_index(self, name: str, size: int) -> Any:
+        """The position in the support of an enumerated site; 0 in the abstract pass."""
+        run, full = self.run, self.scope + name
+        if run.plan is None:
+            raise NeedsLanes
+        if run.discovering:
+            run.plan.enums[full] = size
+            return 0
+        if full not in run.indices:
+            raise ProgramError(f"site {name!r} was not met in the abstract pass.")
+        return run.indices[full]
 
 
 class _Stack(threading.local):

@@ -1,0 +1,155 @@
+"""Programs: whatever can be simulated and scored."""
+
+import abc
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from vflow._core import ProgramError
+from vflow.programs._frame import Frame, Recorder, current_frame, running
+
+
+class Program(abc.ABC):
+    r"""A variational family or a model: it can be simulated and scored.
+
+    `simulate` satisfies $\mathbb{E}[1/\hat q \mid x] = 1/q(x)$ and `log_prob` satisfies
+    $\mathbb{E}[\hat p(x)] = p(x)$; exact densities are the case without noise.
+    """
+
+    @abc.abstractmethod
+    def run(self, *args: Any) -> Any:
+        """Meet all sites through `vf.sample`, in a running frame."""
+
+    def simulate(
+        self,
+        *args: Any,
+        gradient: str | None = None,
+        condition: Any = None,
+        log_density: Any = None,
+        name: str | None = None,
+    ) -> tuple[dict[str, Any], Array]:
+        """Draw all sites, inside an objective program.
+
+        Args:
+            args: further arguments of the program.
+            gradient: "total" or "path"; None takes that of the objective. "path" drops the derivative
+                of log q at fixed values, which has mean zero.
+            condition: must be None; a program takes its inputs as arguments.
+            log_density: accepted and not needed.
+            name: of this call; its sites are numbered by call otherwise.
+
+        Returns:
+            (site name -> value, log q of shape ()).
+        """
+        if condition is not None:
+            raise ProgramError("a program has no condition: pass inputs as arguments of simulate.")
+        frame = current_frame("simulate")
+        gradient = frame.gradient if gradient is None else gradient
+        if gradient not in ("total", "path"):
+            raise ProgramError(f'gradient must be "total" or "path", got {gradient!r}.')
+        return _simulate(self, args, frame, gradient, name)
+
+    def log_prob(self, values: dict[str, Any], *args: Any) -> Array:
+        """The log density of given values of all sites; shape ().
+
+        Raises:
+            ProgramError: for a site without a value, or a value without a site.
+        """
+        return score(self, args, values)[0]
+
+
+def _simulate(
+    program: Program, args: tuple, frame: Frame, gradient: str, name: str | None
+) -> tuple[dict[str, Any], Array]:
+    recorder = Recorder({})
+    block = frame.label("simulate") if name is None else name
+    child = frame.child(block, frame.key)
+    child.recorder, child.names, child.trace_state = recorder, frame.names, frame.trace_state
+    child.check_trace(block)
+    with running(child):
+        program.run(*args)
+    values = child.records
+    log_q = child.totals.pop("log_drawn", jnp.zeros(()))
+    frame.absorb(child.totals, {})
+    only = set(values) if gradient == "path" else recorder.path
+    if only:
+        log_q = _path_log_prob(program, args, values, log_q, only)
+    return values, log_q
+
+
+def _path_log_prob(
+    program: Program, args: tuple, values: dict[str, Any], log_q: Array, only: set[str]
+) -> Array:
+    """The value of `log_q`; the terms of the sites in `only` have path derivatives only."""
+    diff = {k: v for k, v in values.items() if jnp.issubdtype(jnp.result_type(v), jnp.inexact)}
+    rest = {k: jax.lax.stop_gradient(v) for k, v in values.items() if k not in diff}
+    stopped = jax.lax.stop_gradient(diff)
+
+    def density(diff):
+        return score(program, args, {**diff, **rest}, only)[0]
+
+    part, slope = jax.lax.stop_gradient(jax.value_and_grad(density)(stopped))
+    moves = [jnp.vdot(slope[k], diff[k] - stopped[k]) for k in diff]
+    part_path = part + sum(moves, jnp.zeros_like(part))
+    if only == set(values):
+        return part_path
+    own = score(program, args, values, set(values) - only)[0]
+    return own + part_path
+
+
+def score(
+    program: Program, args: tuple, values: dict[str, Any], only: set[str] | None = None
+) -> tuple[Array, dict[str, Any]]:
+    """The log density of given values (of the terms of the sites in `only`, if given)."""
+    frame = Frame(None, recorder=Recorder(dict(values), only=only))
+    with running(frame):
+        program.run(*args)
+    unused = set(values) - frame.recorder.used
+    if unused:
+        raise ProgramError(
+            f"values were given for sites that the program does not have: {sorted(unused)}; it has "
+            f"{sorted(frame.records)}."
+        )
+    return jnp.asarray(frame.totals.get("log_given", 0.0)), frame.records
+
+
+class _Function(Program):
+    def __init__(self, fn: Callable[..., Any], args: tuple, kwargs: dict[str, Any]):
+        self.fn, self.args, self.kwargs = fn, args, kwargs
+
+    def run(self, *args: Any) -> Any:
+        return self.fn(*self.args, *args, **self.kwargs)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> "_Function":
+        """The same program with arguments supplied."""
+        return _Function(self.fn, self.args + args, {**self.kwargs, **kwargs})
+
+
+def program(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Program:
+    """Make a guide or a model from a function that draws with `vf.sample`.
+
+    Args:
+        fn: the function; also as a decorator, `@vf.program`.
+        args: its first arguments; more may follow in `simulate` and `log_prob`, or by calling the
+            program, `guide(params)`.
+        kwargs: its keyword arguments.
+
+    Returns:
+        A `Program` with `simulate(*args) -> (values, log_q)` and `log_prob(values, *args)`.
+
+    Example:
+        >>> import jax, numpyro.distributions as dist, vflow as vf
+        >>> @vf.program
+        ... def guide(mean):
+        ...     vf.sample("z", dist.Normal(mean, 0.8))
+        >>> def elbo(mean):
+        ...     values, log_q = guide.simulate(mean)
+        ...     return dist.Normal(0.0, 1.0).log_prob(values["z"]) - log_q
+        >>> value = vf.expect(elbo)(jax.random.key(0), 0.3)
+    """
+    if not callable(fn):
+        raise TypeError(f"vf.program takes a function, got {type(fn).__name__}.")
+    return _Function(fn, args, kwargs)
