@@ -1,0 +1,229 @@
+"""NumPyro models and guides as programs."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpyro.handlers as handlers
+from jaxtyping import Array
+from numpyro.primitives import Messenger
+
+from vflow._core import ProgramError
+from vflow.programs._frame import current_frame
+from vflow.programs._numpyro_checks import (
+    bind_arguments,
+    model_name,
+    running_model,
+    site_shape,
+)
+
+
+class NumpyroCall:
+    """A model with the arguments bound to it; compared by identity, never traced.
+
+    Args:
+        model: the NumPyro model or guide.
+        args: its first positional arguments.
+        kwargs: its keyword arguments.
+        strategies: site name -> gradient strategy.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        strategies: dict[str, Any],
+    ):
+        self.model = model
+        self.args = args
+        self.kwargs = kwargs
+        self.strategies = strategies
+
+
+class NumpyroProgram(eqx.Module):
+    r"""A NumPyro model or guide as a program: it simulates its latent sites and scores them.
+
+    Make one with `vf.from_numpyro`. Values are dicts `site name -> constrained value`.
+    """
+
+    call: NumpyroCall = eqx.field(static=True)
+
+    def log_prob(self, values: dict[str, Any], *args: Any) -> Array:
+        r"""The log joint density $\log p(\text{values}, \text{data})$, with scales, masks and factors.
+
+        Args:
+            values: a value for every latent site, constrained; deterministic sites may be there
+                too and are ignored.
+            *args: further positional arguments of the model.
+
+        Returns:
+            A scalar, in nats.
+
+        Raises:
+            ProgramError: a site is missing, unknown, observed, or has the wrong shape; or the
+                model itself fails.
+        """
+        model, args, kwargs = self.call.model, self.call.args + args, self.call.kwargs
+        bind_arguments(model, args, kwargs, partial=False)
+
+        def lookup(site):
+            if site["type"] != "sample" or site["is_observed"]:
+                return None
+            if site["name"] not in values:
+                raise ProgramError(
+                    f"latent site {site['name']!r} of model {model_name(model)} has no value; "
+                    f"got values for {sorted(values)}."
+                )
+            return values[site["name"]]
+
+        with running_model(model, validate=True) as guard:
+            scored = _ShapeCheck(handlers.substitute(guard, substitute_fn=lookup))
+            trace = handlers.trace(scored).get_trace(*args, **kwargs)
+            _refuse_unknown(values, trace, model)
+            return sum_terms(log_probs(trace))
+
+    def simulate(
+        self,
+        *args: Any,
+        gradient: str | None = None,
+        log_density: Callable[..., Any] | None = None,
+        name: str | None = None,
+    ) -> tuple[dict[str, Array], Array]:
+        r"""Draw every latent site in an objective program.
+
+        Args:
+            *args: further positional arguments of the model.
+            gradient: "total" or None; a program of sites has no path gradient.
+            log_density: accepted and ignored: the density is exact.
+            name: where the noise comes from; by default numbered in program order.
+
+        Returns:
+            `(values, log_q)`: `site name -> constrained value`, and
+            $\log q(\text{values})$, a scalar.
+
+        Raises:
+            ProgramError: outside an objective program, or a site cannot be reparameterised.
+            ValueError: an unknown gradient.
+        """
+        if gradient not in (None, "total"):
+            raise ValueError(
+                f"gradient={gradient!r} is not defined for the NumPyro program "
+                f"{model_name(self.call.model)}: use 'total'."
+            )
+        model, args, kwargs = self.call.model, self.call.args + args, self.call.kwargs
+        bind_arguments(model, args, kwargs, partial=False)
+        key = current_frame("simulate").key_for(name, "simulate")
+        with running_model(model) as guard:
+            drawn = handlers.seed(_Reparameterised(guard), key)
+            trace = handlers.trace(drawn).get_trace(*args, **kwargs)
+            return latent_values(trace), sum_terms(log_probs(trace, latent_only=True))
+
+
+def log_probs(trace: dict[str, Any], *, latent_only: bool = False) -> dict[str, Array]:
+    """The log density of a trace by sample site: masked, scaled, summed over its axes."""
+    terms = {}
+    for name, site in trace.items():
+        if site["type"] != "sample" or (latent_only and not is_latent(site)):
+            continue
+        cached = (site["intermediates"],) if site["intermediates"] else ()
+        value = site["fn"].log_prob(site["value"], *cached)
+        if site["scale"] is not None:
+            value = site["scale"] * value
+        terms[name] = jnp.sum(value) if jnp.ndim(value) else value
+    return terms
+
+
+def sum_terms(terms: dict[str, Array]) -> Array:
+    """The sum of log densities, a floating-point scalar also where there are none."""
+    return jnp.asarray(sum(terms.values(), start=0.0))
+
+
+def latent_values(trace: dict[str, Any]) -> dict[str, Array]:
+    """The values of the latent sites of a trace."""
+    return {name: site["value"] for name, site in trace.items() if is_latent(site)}
+
+
+def is_latent(site: dict[str, Any]) -> bool:
+    """Whether a site of a trace is an unobserved sample site."""
+    return site["type"] == "sample" and not site["is_observed"]
+
+
+class _ShapeCheck(Messenger):
+    """Refuses a latent value that would broadcast against its distribution."""
+
+    def postprocess_message(self, msg: dict[str, Any]) -> None:
+        if is_latent(msg) and tuple(jnp.shape(msg["value"])) != site_shape(msg):
+            raise ProgramError(
+                f"latent site {msg['name']!r} has shape {site_shape(msg)}, "
+                f"got a value of shape {jnp.shape(msg['value'])}."
+            )
+
+
+class _Reparameterised(Messenger):
+    """Refuses latent sites whose draws carry no gradient."""
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        if is_latent(msg) and msg["value"] is None and not msg["fn"].has_rsample:
+            raise ProgramError(
+                f"site {msg['name']!r} is not reparameterisable: give it a strategy, "
+                f"from_numpyro(..., strategies={{{msg['name']!r}: ...}})."
+            )
+
+
+def _refuse_unknown(values, trace, model) -> None:
+    for name in values:
+        site = trace.get(name)
+        if site is not None and (is_latent(site) or site["type"] == "deterministic"):
+            continue
+        what = "is observed in" if site is not None else "is not a site of"
+        raise ProgramError(
+            f"{name!r} {what} model {model_name(model)}, whose latent sites are "
+            f"{list(latent_values(trace))}."
+        )
+
+
+def from_numpyro(
+    model: Callable[..., Any],
+    *args: Any,
+    strategies: dict[str, Any] | None = None,
+    **kwargs: Any,
+) -> NumpyroProgram:
+    r"""A NumPyro model or guide as a program, with its arguments bound.
+
+    The arguments stay concrete (models call NumPy on data); they may also be tracers, as
+    when a guide is made of parameters inside an objective.
+
+    Args:
+        model: a function with NumPyro sites; not its result.
+        *args: positional arguments of the model, from the first; the rest may come later, in
+            `simulate(...)` and `log_prob(values, ...)`.
+        strategies: how the gradient is estimated, `site name -> strategy`.
+        **kwargs: keyword arguments of the model.
+
+    Returns:
+        A program: `simulate()` draws the latent sites, `log_prob(values)` is the joint density.
+
+    Raises:
+        TypeError: `model` is not callable.
+        ProgramError: the arguments do not fit the model's signature.
+
+    Example:
+        >>> import numpyro, numpyro.distributions as dist, vflow as vf
+        >>> def model(y):
+        ...     mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+        ...     numpyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+        >>> program = vf.from_numpyro(model, 0.5)
+        >>> print(f"{program.log_prob({'mu': 0.5}):.4f}")
+        -1.9629
+    """
+    if not callable(model):
+        raise TypeError(
+            f"model must be a function with NumPyro sites, got {type(model).__name__}; pass the "
+            "function itself and its arguments, from_numpyro(model, *args)."
+        )
+    if strategies is not None and not isinstance(strategies, dict):
+        raise TypeError(f"strategies must be a dict from site name to strategy, got {strategies!r}.")
+    bind_arguments(model, args, kwargs, partial=True)
+    return NumpyroProgram(NumpyroCall(model, args, kwargs, dict(strategies or {})))
