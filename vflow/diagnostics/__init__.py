@@ -1,0 +1,23 @@
+"""Floor 6: can a fit, a bijection, or the platform be trusted?"""
+
+from vflow.diagnostics._platform import PlatformCheck as PlatformCheck
+from vflow.diagnostics._platform import PlatformReport as PlatformReport
+from vflow.diagnostics._platform import check_platform as check_platform
+from vflow.diagnostics._psis import PSIS as PSIS
+from vflow.diagnostics._psis import khat as khat
+from vflow.diagnostics._psis import khat_threshold as khat_threshold
+from vflow.diagnostics._psis import psis as psis
+from vflow.diagnostics._weights import ess_fraction as ess_fraction
+from vflow.diagnostics._weights import log_evidence as log_evidence
+
+__all__ = [
+    "PSIS",
+    "PlatformCheck",
+    "PlatformReport",
+    "check_platform",
+    "ess_fraction",
+    "khat",
+    "khat_threshold",
+    "log_evidence",
+    "psis",
+]
