@@ -2,12 +2,36 @@
 
 from importlib import metadata as _metadata
 
+from vflow import bijections as bijections
+from vflow import distributions as distributions
+from vflow import programs as programs
 from vflow._core import Estimate as Estimate
 from vflow._core import FitError as FitError
 from vflow._core import ProgramError as ProgramError
 from vflow._core import apply_updates as apply_updates
 from vflow._core import params as params
 from vflow._core._platform import warn_of_known_bad_jaxlib as _warn_of_known_bad_jaxlib
+from vflow.distributions import sample_and_log_prob as sample_and_log_prob
+from vflow.programs import Program as Program
+from vflow.programs import cond as cond
+from vflow.programs import cost as cost
+from vflow.programs import expect as expect
+from vflow.programs import from_numpyro as from_numpyro
+from vflow.programs import program as program
+from vflow.programs import sample as sample
+from vflow.programs import scan as scan
+from vflow.programs import strategies as strategies
+from vflow.programs import value_and_grad as value_and_grad
+from vflow.programs import vmap as vmap
+from vflow.programs.strategies import Strategy as Strategy
+from vflow.programs.strategies import disarm as disarm
+from vflow.programs.strategies import enum as enum
+from vflow.programs.strategies import implicit as implicit
+from vflow.programs.strategies import measure_valued as measure_valued
+from vflow.programs.strategies import path as path
+from vflow.programs.strategies import rao_blackwell as rao_blackwell
+from vflow.programs.strategies import reinforce as reinforce
+from vflow.programs.strategies import reparam as reparam
 
 try:
     __version__ = _metadata.version("vflow-jax")
@@ -19,8 +43,31 @@ _warn_of_known_bad_jaxlib()
 __all__ = [
     "Estimate",
     "FitError",
+    "Program",
     "ProgramError",
-    "__version__",
+    "Strategy",
     "apply_updates",
+    "bijections",
+    "cond",
+    "cost",
+    "disarm",
+    "distributions",
+    "enum",
+    "expect",
+    "from_numpyro",
+    "implicit",
+    "measure_valued",
     "params",
+    "path",
+    "program",
+    "programs",
+    "rao_blackwell",
+    "reinforce",
+    "reparam",
+    "sample",
+    "sample_and_log_prob",
+    "scan",
+    "strategies",
+    "value_and_grad",
+    "vmap",
 ]

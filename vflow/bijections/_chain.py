@@ -1,7 +1,7 @@
 """Composition of bijections, written out or scanned."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Self
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -133,7 +133,7 @@ class Scan(AbstractBijection):
         self.condition_shape = layers.condition_shape
 
     @classmethod
-    def stack(cls, layers: Iterable[AbstractBijection]) -> Self:
+    def stack(cls, layers: Iterable[AbstractBijection]) -> "Scan":
         """Stack layers of one structure.
 
         Args:

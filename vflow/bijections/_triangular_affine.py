@@ -1,7 +1,5 @@
 """Affine map with a lower-triangular matrix."""
 
-from typing import Self
-
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike
@@ -46,7 +44,7 @@ class TriangularAffine(AbstractBijection):
         self.condition_shape = None
 
     @classmethod
-    def from_loc_tril(cls, loc: ArrayLike, tril: ArrayLike) -> Self:
+    def from_loc_tril(cls, loc: ArrayLike, tril: ArrayLike) -> "TriangularAffine":
         r"""The map $y = Lx + \mu$ with the given values, in their dtype.
 
         Args:

@@ -1,0 +1,37 @@
+"""What the documents show runs as it stands: their Python blocks, in order, in a new process."""
+
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("kernels/*.md")])
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+WITH_CODE = [path for path in DOCUMENTS if BLOCK.search(path.read_text())]
+
+
+def relative(path):
+    return str(path.relative_to(ROOT))
+
+
+def test_the_first_documents_show_code():
+    assert {"README.md", "docs/index.md"} <= {relative(path) for path in WITH_CODE}
+
+
+@pytest.mark.parametrize("path", WITH_CODE, ids=relative)
+def test_blocks_run(path, tmp_path):
+    script = tmp_path / "blocks.py"
+    script.write_text("\n".join(BLOCK.findall(path.read_text())))
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=relative)
+def test_links_between_documents_resolve(path):
+    links = re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", path.read_text())
+    assert [link for link in links if not (path.parent / link).exists()] == []
