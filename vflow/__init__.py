@@ -3,8 +3,12 @@
 from importlib import metadata as _metadata
 
 from vflow import bijections as bijections
+from vflow import diagnostics as diagnostics
 from vflow import distributions as distributions
+from vflow import flows as flows
+from vflow import objectives as objectives
 from vflow import programs as programs
+from vflow import targets as targets
 from vflow._core import Estimate as Estimate
 from vflow._core import FitError as FitError
 from vflow._core import ProgramError as ProgramError
@@ -32,6 +36,8 @@ from vflow.programs.strategies import path as path
 from vflow.programs.strategies import rao_blackwell as rao_blackwell
 from vflow.programs.strategies import reinforce as reinforce
 from vflow.programs.strategies import reparam as reparam
+from vflow.targets import Target as Target
+from vflow.targets import target as target
 
 try:
     __version__ = _metadata.version("vflow-jax")
@@ -46,17 +52,21 @@ __all__ = [
     "Program",
     "ProgramError",
     "Strategy",
+    "Target",
     "apply_updates",
     "bijections",
     "cond",
     "cost",
+    "diagnostics",
     "disarm",
     "distributions",
     "enum",
     "expect",
+    "flows",
     "from_numpyro",
     "implicit",
     "measure_valued",
+    "objectives",
     "params",
     "path",
     "program",
@@ -68,6 +78,8 @@ __all__ = [
     "sample_and_log_prob",
     "scan",
     "strategies",
+    "target",
+    "targets",
     "value_and_grad",
     "vmap",
 ]
