@@ -80,7 +80,7 @@ def student_t_log_density(x: Float[Array, "*s"], df: Float[Array, "*s"]) -> Floa
     Source:
         The ratio of gammas: DLMF 5.11.13, through $1/\nu^9$.
     """
-    finite = jnp.isfinite(df)
+    finite = ~jnp.isposinf(df)
     nu = jnp.where(finite, df, 1.0)
     root = jnp.sqrt(nu)
     far = jnp.abs(x) > root

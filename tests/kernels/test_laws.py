@@ -1,0 +1,127 @@
+"""What every kernel promises: dtype kept, one compilation, derivatives of both modes and orders."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import vflow_kernels
+
+DIM, RANK = 3, 2
+
+
+def _arguments(dtype, seed=0):
+    """Well-conditioned arguments by parameter name."""
+    rng = np.random.default_rng(seed)
+
+    def normal(*shape):
+        return jnp.asarray(rng.normal(size=shape), dtype)
+
+    matrix = normal(DIM, DIM) * 0.3 + jnp.eye(DIM, dtype=dtype)
+    vector = {name: normal(DIM) for name in ("x", "y", "shift", "log_scale", "raw", "score")}
+    return {
+        **vector,
+        "matrix": matrix,
+        "factors": matrix,
+        "diagonal": jnp.exp(normal(DIM)),
+        "left": 0.3 * normal(DIM, RANK),
+        "right": 0.3 * normal(DIM, RANK),
+        "df": jnp.exp(normal(DIM)) + 1,
+    }
+
+
+def _triangular(name):
+    kernel = getattr(vflow_kernels, name)
+
+    def all_variants(matrix, x):
+        return sum(
+            kernel(matrix, x, lower=lower, unit_diagonal=unit, transpose=transpose)
+            for lower in (True, False)
+            for unit in (True, False)
+            for transpose in (True, False)
+        )
+
+    return all_variants, ("matrix", "x")
+
+
+def _lu(name):
+    kernel = getattr(vflow_kernels, name)
+    return lambda factors, x: kernel(factors, x) + kernel(factors, x, transpose=True), (
+        "factors",
+        "x",
+    )
+
+
+# One line for every public kernel: a function of arrays and the names of its arguments above.
+KERNELS = {
+    "affine_coupling_forward": (
+        vflow_kernels.affine_coupling_forward,
+        ("x", "shift", "log_scale"),
+    ),
+    "affine_coupling_inverse": (
+        vflow_kernels.affine_coupling_inverse,
+        ("y", "shift", "log_scale"),
+    ),
+    "affine_coupling_push_score": (
+        vflow_kernels.affine_coupling_push_score,
+        ("x", "score", "log_scale"),
+    ),
+    "low_rank_log_det": (vflow_kernels.low_rank_log_det, ("diagonal", "left", "right")),
+    "low_rank_matvec": (vflow_kernels.low_rank_matvec, ("diagonal", "left", "right", "x")),
+    "low_rank_solve": (vflow_kernels.low_rank_solve, ("diagonal", "left", "right", "y")),
+    "lu_log_det": (vflow_kernels.lu_log_det, ("factors",)),
+    "lu_matvec": _lu("lu_matvec"),
+    "lu_solve": _lu("lu_solve"),
+    "soft_clamp": (lambda raw: vflow_kernels.soft_clamp(raw, -2.0, 0.1), ("raw",)),
+    "standard_normal_log_density": (vflow_kernels.standard_normal_log_density, ("x",)),
+    "student_t_log_density": (vflow_kernels.student_t_log_density, ("x", "df")),
+    "triangular_log_det": (vflow_kernels.triangular_log_det, ("matrix",)),
+    "triangular_matvec": _triangular("triangular_matvec"),
+    "triangular_solve": _triangular("triangular_solve"),
+}
+
+
+def test_every_public_kernel_is_registered():
+    assert sorted(KERNELS) == vflow_kernels.__all__
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_laws(name):
+    kernel, names = KERNELS[name]
+    traces = []
+
+    def scalar(*args):
+        """A curved function of every output."""
+        return sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(kernel(*args)))
+
+    def everything(*args):
+        traces.append(None)
+        direction = tuple(jnp.cos(jnp.arange(a.size, dtype=a.dtype)).reshape(a.shape) for a in args)
+        gradient = jax.grad(scalar, argnums=tuple(range(len(args))))
+
+        def slope(t):
+            return scalar(*(a + t * v for a, v in zip(args, direction, strict=True)))
+
+        first, second = jax.jvp(
+            jax.jacfwd(slope), (0.0 * args[0].sum(),), (1.0 + 0 * args[0].sum(),)
+        )
+        along = sum(jnp.sum(g * v) for g, v in zip(gradient(*args), direction, strict=True))
+        values = [slope(h) for h in (-1e-3, 0.0, 1e-3)]
+        return kernel(*args), first, second, along, jnp.stack(values)
+
+    compiled = jax.jit(everything)
+    for seed in (0, 1):
+        arguments = _arguments(jnp.float64, seed)
+        out, first, second, along, values = compiled(*(arguments[n] for n in names))
+        assert all(leaf.dtype == jnp.float64 for leaf in jax.tree.leaves(out))
+        # forward mode, reverse mode, and forward over forward against central differences
+        np.testing.assert_allclose(first, along, rtol=1e-10, atol=1e-10)
+        np.testing.assert_allclose(first, (values[2] - values[0]) / 2e-3, rtol=1e-3, atol=1e-4)
+        curvature = (values[2] - 2 * values[1] + values[0]) / 1e-6
+        np.testing.assert_allclose(second, curvature, rtol=1e-3, atol=1e-3)
+    assert len(traces) == 1
+
+    arguments = _arguments(jnp.float32, 1)
+    low = jax.jit(kernel)(*(arguments[n] for n in names))
+    for a, b in zip(jax.tree.leaves(low), jax.tree.leaves(out), strict=True):
+        assert a.dtype == jnp.float32
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
