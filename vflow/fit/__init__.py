@@ -1,0 +1,3 @@
+"""Floor 7: the training loop, the fit and what it returns."""
+
+__all__: list[str] = []

@@ -1,0 +1,69 @@
+"""Draws from a fitted flow with their importance weights, in batches of one size."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+from jaxtyping import PRNGKeyArray
+
+from vflow.fit._dtype import cast, scope
+from vflow.targets import Target
+
+# One batch size everywhere: one compilation serves the verdict, `sample` and `resample`.
+BATCH = 4096
+
+
+class Drawer:
+    """Draws from flows over one target; compiled once for each structure of flow.
+
+    Args:
+        target: the unconstrained log density.
+        dtype: "float32" or "float64", the type the densities are computed in.
+    """
+
+    def __init__(self, target: Target, dtype: str):
+        self.dtype = dtype
+
+        @eqx.filter_jit
+        def weighted(flow: Any, key: PRNGKeyArray):
+            keys = jax.random.split(key, BATCH)
+            x, log_q = jax.vmap(flow.sample_and_log_prob)(keys)
+            return x, jax.vmap(target.log_prob)(x) - log_q
+
+        @eqx.filter_jit
+        def plain(flow: Any, key: PRNGKeyArray):
+            return jax.vmap(flow.sample)(jax.random.split(key, BATCH))
+
+        self._weighted: Callable = weighted
+        self._plain: Callable = plain
+        self._constrain: Callable = eqx.filter_jit(jax.vmap(target.constrain))
+
+    def weighted(self, flow: Any, key: PRNGKeyArray, n: int) -> tuple[np.ndarray, np.ndarray]:
+        """`n` draws, shape (n, dim), and their log weights log p - log q, shape (n,), on the host."""
+        with scope(self.dtype):
+            flow = cast(flow, self.dtype)
+            parts = [self._weighted(flow, k) for k in jax.random.split(key, -(-n // BATCH))]
+            x, log_w = (np.concatenate([np.asarray(p[i]) for p in parts])[:n] for i in range(2))
+        return x, log_w
+
+    def plain(self, flow: Any, key: PRNGKeyArray, n: int) -> np.ndarray:
+        """`n` draws on the unconstrained space, shape (n, dim), on the host."""
+        with scope(self.dtype):
+            flow = cast(flow, self.dtype)
+            parts = [self._plain(flow, k) for k in jax.random.split(key, -(-n // BATCH))]
+            return np.concatenate([np.asarray(p) for p in parts])[:n]
+
+    def constrain(self, x: np.ndarray) -> dict[str, np.ndarray]:
+        """Named constrained values of unconstrained points (n, dim): site -> (n, *shape)."""
+        n = len(x)
+        with scope(self.dtype):
+            parts = []
+            for start in range(0, n, BATCH):
+                block = x[start : start + BATCH]
+                pad = np.broadcast_to(block[-1:], (BATCH - len(block), *block.shape[1:]))
+                full = jax.numpy.asarray(np.concatenate([block, pad]), self.dtype)
+                parts.append(jax.tree.map(np.asarray, self._constrain(full)))
+            joined = jax.tree.map(lambda *leaves: np.concatenate(leaves)[:n], *parts)
+        return joined
