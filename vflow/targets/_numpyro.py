@@ -62,14 +62,18 @@ class NumpyroSpace(AbstractSpace):
     def __init__(self, program: NumpyroProgram, latent: tuple[str, ...] = ()):
         call = program.call
         bind_arguments(call.model, call.args, call.kwargs, partial=False)
-        trace = _abstract_trace(call.model, call.args, call.kwargs)
-        _refuse(call, trace, latent)
-        with running_model(call.model):
-            inside = [_inside(name, site) for name, site in trace.items() if _is_data(site)]
-        self.program = program
+
+        def look(trace):
+            _refuse(call, trace, latent)
+            data = {name: site for name, site in trace.items() if _is_data(site)}
+            dims = tuple((name, _dims(site)) for name, site in trace.items() if _has_value(site))
+            return _layout(trace), dims, data
+
+        with running_model(call.model) as guard:
+            self.sites, self.dims, data = _abstractly(look, guard, call.args, call.kwargs)
+            inside = [_inside(name, site) for name, site in data.items()]
         self.validate = not all(inside)
-        self.sites = _layout(trace)
-        self.dims = tuple((name, _dims(site)) for name, site in trace.items() if _has_value(site))
+        self.program = program
 
     def _run(self, substitute_fn: Callable[[Any], Any], key: PRNGKeyArray | None = None) -> Trace:
         call = self.program.call
@@ -208,21 +212,16 @@ def _feasible(site):
     return transform(jnp.zeros(transform.inverse_shape(site_shape(site))))
 
 
-def _abstract_trace(model, args, kwargs) -> Trace:
-    """One run in shapes only; the latents' values are tracers that must not be used."""
-    with running_model(model) as guard:
-        return _run_abstractly(guard, args, kwargs)
-
-
-def _run_abstractly(model, args, kwargs) -> Trace:
-    box = []
+def _abstractly(look: Callable[[Trace], Any], model, args, kwargs) -> Any:
+    """What `look` sees in the trace of a run in shapes only: the latents' values are tracers."""
+    seen = []
 
     def run(key):
         seeded = handlers.substitute(handlers.seed(model, key), substitute_fn=_feasible)
-        box.append(dict(handlers.trace(seeded).get_trace(*args, **kwargs)))
+        seen.append(look(dict(handlers.trace(seeded).get_trace(*args, **kwargs))))
 
     jax.eval_shape(run, jax.random.key(0))
-    return box[0]
+    return seen[0]
 
 
 def _refuse(call, trace: Trace, allowed: tuple[str, ...]) -> None:
@@ -230,7 +229,11 @@ def _refuse(call, trace: Trace, allowed: tuple[str, ...]) -> None:
     name = model_name(call.model)
     latent = {k: site for k, site in trace.items() if is_latent(site)}
     unmeant = sites_of_missing_arguments(
-        call.model, call.args, call.kwargs, [k for k in latent if k not in allowed], _run_abstractly
+        call.model,
+        call.args,
+        call.kwargs,
+        [k for k in latent if k not in allowed],
+        lambda *watched: _abstractly(len, *watched),
     )
     for site, argument in unmeant.items():
         if site not in allowed:
