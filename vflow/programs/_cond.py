@@ -51,7 +51,11 @@ def cond(
                 # A branch not taken leaves the lanes of its enumerated sites: share them out.
                 other = f"{frame.scope}{block}/{'false' if tag == 'true' else 'true'}/"
                 plan = frame.run.plan
-                sizes = [] if plan is None else [n for s, n in plan.enums.items() if s.startswith(other)]
+                sizes = (
+                    []
+                    if plan is None
+                    else [n for s, n in plan.enums.items() if s.startswith(other)]
+                )
                 if sizes:
                     child.add("log_weight", -math.log(math.prod(sizes)))
                 totals = {k: jnp.asarray(totals.get(k, 0.0), s.dtype) for k, s in like.items()}

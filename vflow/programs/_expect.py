@@ -16,10 +16,10 @@ _EMA_DECAY = 0.8
 def expect(
     objective: Callable[..., Any], num_samples: int = 1, *, gradient: str = "total"
 ) -> Callable[..., Array]:
-    r"""Turn an objective program into an ordinary scalar function, unbiased in value and gradient.
+    r"""Turn an objective program into a scalar function, unbiased in value and gradient.
 
     $\mathbb{E}[S(k, \theta)] = \mathbb{E}[\mathrm{objective}(\theta)]$ and
-    $\mathbb{E}[\nabla S(k, \theta)] = \nabla\,\mathbb{E}[\mathrm{objective}(\theta)]$ over keys $k$.
+    $\mathbb{E}[\nabla S(k, \theta)] = \nabla\,\mathbb{E}[\mathrm{objective}(\theta)]$ over $k$.
 
     A program without discrete choices is run once, as it stands. Otherwise an abstract pass finds
     the sites that need alternatives, and the program is run under `jax.vmap` over lanes: one axis
@@ -69,7 +69,9 @@ def expect(
         except NeedsLanes:
             plan = Plan()
         one_key = keys if num_samples == 1 else keys[0]
-        jax.eval_shape(lambda k: _run(objective, args, frame(k, plan=plan, discovering=True))[0], one_key)
+        jax.eval_shape(
+            lambda k: _run(objective, args, frame(k, plan=plan, discovering=True))[0], one_key
+        )
         return _average(
             *over_samples(
                 lambda k: _over_lanes(
@@ -84,7 +86,9 @@ def expect(
     return estimate
 
 
-def _run(objective: Callable[..., Any], args: tuple, frame: Frame) -> tuple[Array, dict[str, Array]]:
+def _run(
+    objective: Callable[..., Any], args: tuple, frame: Frame
+) -> tuple[Array, dict[str, Array]]:
     """One run: its weighted total, and the coefficients of baselines that need other samples."""
     with running(frame):
         result = objective(*args)
@@ -98,7 +102,9 @@ def _run(objective: Callable[..., Any], args: tuple, frame: Frame) -> tuple[Arra
             )
         frame.add_cost(result)
     if "cost" not in totals:
-        raise ProgramError("the objective returned None and registered no vf.cost: return a scalar.")
+        raise ProgramError(
+            "the objective returned None and registered no vf.cost: return a scalar."
+        )
     total = totals["cost"] + totals.get("control", 0.0)
 
     lane = frame.run.lane
@@ -156,7 +162,9 @@ def _average(values: Array, coefficients: dict[str, Array]) -> Array:
             baseline = (others.sum() - others) / (n - 1)
         else:
             age = jnp.arange(n)[:, None] - jnp.arange(n)[None, :] - 1
-            weights = jnp.where(age >= 0, _EMA_DECAY ** jnp.maximum(age, 0), 0.0).astype(others.dtype)
+            weights = jnp.where(age >= 0, _EMA_DECAY ** jnp.maximum(age, 0), 0.0).astype(
+                others.dtype
+            )
             baseline = weights @ others / jnp.maximum(weights.sum(axis=1), 1.0)
         mean = mean - (coefficient * baseline).mean()
     return mean
@@ -178,7 +186,9 @@ def value_and_grad(
         >>> import jax, numpyro.distributions as dist, vflow as vf
         >>> def objective(t):
         ...     return -vf.sample("x", dist.Normal(t, 1.0)) ** 2
-        >>> value, grad = vf.value_and_grad(vf.expect(objective))(jax.random.key(0), jax.numpy.array(0.7))
+        >>> estimate = vf.expect(objective)
+        >>> t = jax.numpy.array(0.7)
+        >>> value, grad = vf.value_and_grad(estimate)(jax.random.key(0), t)
     """
 
     def wrapped(key: PRNGKeyArray, *args: Any) -> tuple[Array, Any]:

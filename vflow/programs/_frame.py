@@ -21,7 +21,7 @@ def magic(score: Any) -> Any:
 
 
 class NeedsLanes(BaseException):
-    """Raised by a site that needs alternatives while a program runs plainly; `expect` catches it."""
+    """A site needs alternatives and the program runs plainly; `expect` catches it."""
 
 
 @dataclasses.dataclass
@@ -261,7 +261,8 @@ def current_frame(what: str) -> Frame:
     if not _STACK.frames:
         raise ProgramError(
             f"{what} was called outside an objective program: wrap the objective, "
-            "`vf.expect(objective)(key, ...)`, or draw directly with `vf.sample_and_log_prob(key, ...)`."
+            "`vf.expect(objective)(key, ...)`, or draw directly with "
+            "`vf.sample_and_log_prob(key, ...)`."
         )
     return _STACK.frames[-1]
 

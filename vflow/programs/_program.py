@@ -35,8 +35,8 @@ class Program(abc.ABC):
 
         Args:
             args: further arguments of the program.
-            gradient: "total" or "path"; None takes that of the objective. "path" drops the derivative
-                of log q at fixed values, which has mean zero.
+            gradient: "total" or "path"; None takes that of the objective. "path" drops the
+                derivative of log q at fixed values, which has mean zero.
             condition: must be None; a program takes its inputs as arguments.
             log_density: accepted and not needed.
             name: of this call; its sites are numbered by call otherwise.

@@ -45,7 +45,8 @@ def scan(
         lengths.add(length)
     if len(lengths) != 1 or None in lengths:
         raise ProgramError(
-            f"vf.scan: the leaves of xs and length must agree on the number of steps, got {lengths}."
+            "vf.scan: the leaves of xs and length must agree on the number of steps, got "
+            f"{lengths}."
         )
     n = int(lengths.pop())
     if n < 1:

@@ -95,8 +95,8 @@ class View:
             return support.reshape((support.shape[0], *shape))
         else:
             raise ProgramError(
-                f"site {self.name!r}: enum() wants a finite support, which {self.family()} does not "
-                "have: use vf.measure_valued() or vf.reinforce()."
+                f"site {self.name!r}: enum() wants a finite support, which {self.family()} does "
+                "not have: use vf.measure_valued() or vf.reinforce()."
             )
         ones = jnp.ones((size, *shape), jnp.result_type(value))
         return ones * jnp.arange(size, dtype=ones.dtype).reshape((size,) + (1,) * len(shape))

@@ -10,8 +10,8 @@ from vflow.programs._site import Site
 class Strategy(abc.ABC):
     """How the gradient of a random choice is estimated.
 
-    A subclass is a frozen dataclass that implements `draw`: it returns the value of the site in this
-    run, and tells the site what to do about the gradient:
+    A subclass is a frozen dataclass that implements `draw`: it returns the value of the site in
+    this run, and tells the site what to do about the gradient:
 
     * nothing, if the value carries its derivative (`site.draw()`);
     * `site.add_score(log_prob)`: later costs are multiplied by the score function;

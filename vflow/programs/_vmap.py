@@ -22,11 +22,11 @@ def vmap(
         body: a program without arguments, or of one element of `inputs`.
         n: number of particles.
         inputs: a pytree whose leaves have leading axis n, or None.
-        control: for particles with score-function sites, a control variate per particle: the rest of
-            the program is run once more with the output of particle j replaced, which tells what
-            particle j was worth. `"vimco"` replaces a log-weight by the mean of the others; `"loo"`
-            does so for any tree of floating-point outputs; a function `fill(outputs, j)` returns the
-            replacement of one's own, which must not depend on particle j.
+        control: for particles with score-function sites, a control variate per particle: the rest
+            of the program is run once more with the output of particle j replaced, which tells what
+            particle j was worth. `"vimco"` replaces a log-weight by the mean of the others;
+            `"loo"` does so for any tree of floating-point outputs; a function `fill(outputs, j)`
+            returns a replacement of one's own, which must not depend on particle j.
 
     Returns:
         The outputs, stacked along a new leading axis of length n.
@@ -49,7 +49,8 @@ def vmap(
     for leaf in jax.tree.leaves(inputs):
         if jnp.ndim(leaf) == 0 or jnp.shape(leaf)[0] != n:
             raise ProgramError(
-                f"vf.vmap: every leaf of inputs needs leading axis {n}, got shape {jnp.shape(leaf)}."
+                f"vf.vmap: every leaf of inputs needs leading axis {n}, got shape "
+                f"{jnp.shape(leaf)}."
             )
     frame = current_frame("vf.vmap")
     block, keys = block_keys(frame, "vmap", n)
@@ -94,7 +95,7 @@ def _leave_one_out(outputs: Any, n: int, control: str) -> Callable[[Any, Any], A
 
 
 def _controlled(frame: Frame, block: str, outputs: Any, scores: Any, fill: Callable) -> Any:
-    """Lane j: the output of particle j is replaced, the weight is 1 - magic(score of particle j)."""
+    """Lane j: the output of particle j is replaced, the weight is 1 - magic(its score)."""
     n = scores.shape[0]
     place = frame.star(block, n)
     if place is None:

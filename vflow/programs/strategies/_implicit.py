@@ -42,13 +42,15 @@ class Implicit(Strategy):
 def _cdf(dist: Any) -> Any:
     """The cumulative distribution function, if the family has one of its own."""
     cdf = getattr(dist, "cdf", None)
-    if cdf is None or any("cdf" in vars(c) for c in type(dist).__mro__ if c.__name__ != "Distribution"):
+    if cdf is None or any(
+        "cdf" in vars(c) for c in type(dist).__mro__ if c.__name__ != "Distribution"
+    ):
         return cdf
     return None
 
 
 def implicit() -> Strategy:
-    r"""Implicit reparameterisation, $\partial_\theta x = -\partial_\theta F(x;\theta) / p(x;\theta)$.
+    r"""Implicit reparameterisation, $\partial_\theta x = -\partial_\theta F(x;\theta) / p(x)$.
 
     For gamma, beta, Dirichlet and Student-t draws JAX's sampler has the derivative built in; other
     continuous distributions need a differentiable cumulative distribution function F.

@@ -105,13 +105,13 @@ class MeasureValued(Strategy):
 
 
 def measure_valued() -> Strategy:
-    r"""Measure-valued derivatives: $\partial_\theta \mathbb{E} F = c\,(\mathbb{E}^+ F - \mathbb{E}^- F)$.
+    r"""Measure-valued derivatives, $\partial \mathbb{E} F = c (\mathbb{E}^+ F - \mathbb{E}^- F)$.
 
     The program is run once more for each alternative, with the noise of all other sites in common.
     Alternatives per scalar component: Bernoulli 1, the flip; Categorical K; Poisson 1, x + 1;
     Geometric (failures, on 0, 1, ...) 1, x + x' + 1; Normal 3, two for the mean (Rayleigh) and one
-    for the scale (double-sided Maxwell); Gamma 1, x + Exp(1) / rate, for its rate only. Right in the
-    first derivative; the second raises.
+    for the scale (double-sided Maxwell); Gamma 1, x + Exp(1) / rate, for its rate only. Right in
+    the first derivative; the second raises.
 
     Example:
         >>> import vflow as vf

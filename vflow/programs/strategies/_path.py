@@ -20,8 +20,8 @@ class Path(Strategy):
 def path() -> Strategy:
     r"""Reparameterisation whose log density, as `simulate` returns it, carries path gradients only.
 
-    $\nabla_\theta \log q(x;\theta)$ at fixed $x$ has mean zero and is dropped. Unbiased in objectives
-    that are linear in the log density.
+    $\nabla_\theta \log q(x;\theta)$ at fixed $x$ has mean zero and is dropped. Unbiased in
+    objectives that are linear in the log density.
 
     Example:
         >>> import vflow as vf

@@ -65,5 +65,7 @@ def reinforce(baseline: Any | Callable[[], Any] | None = None) -> Strategy:
     Source: Williams (1992); Foerster et al., DiCE (2018), section 3; Kool et al. (2019) for "loo".
     """
     if isinstance(baseline, str) and baseline not in ("loo", "ema"):
-        raise ValueError(f'baseline must be a number, "loo", "ema" or a function, got {baseline!r}.')
+        raise ValueError(
+            f'baseline must be a number, "loo", "ema" or a function, got {baseline!r}.'
+        )
     return Reinforce(baseline)
