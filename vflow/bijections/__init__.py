@@ -11,6 +11,7 @@ from vflow.bijections._low_rank_affine import LowRankAffine as LowRankAffine
 from vflow.bijections._lu_linear import LULinear as LULinear
 from vflow.bijections._permute import Flip as Flip
 from vflow.bijections._permute import Permute as Permute
+from vflow.bijections._sinh_arcsinh import SinhArcsinhTransformer as SinhArcsinhTransformer
 from vflow.bijections._transformer import AbstractTransformer as AbstractTransformer
 from vflow.bijections._transformer import AffineTransformer as AffineTransformer
 from vflow.bijections._triangular_affine import TriangularAffine as TriangularAffine
@@ -33,5 +34,6 @@ __all__ = [
     "LowRankAffine",
     "Permute",
     "Scan",
+    "SinhArcsinhTransformer",
     "TriangularAffine",
 ]

@@ -110,14 +110,11 @@ def transform_push_score(
     $u = (\partial\tau/\partial\phi)^\top s_y + \partial_\phi\sum\log\tau'$ is what a conditioner
     pulls back.
     """
-
-    def forward(x, params):
-        return jax.vmap(transformer.forward)(x, params)
-
-    (y, log_derivative), (slope, curvature) = jax.jvp(
-        lambda x: forward(x, params), (x,), (jnp.ones_like(x),)
-    )
+    # One evaluation and three pulls: a jvp beside a vjp would evaluate the transformer twice, and
+    # XLA does not always merge the two.
+    (y, log_derivative), pull = jax.vjp(jax.vmap(transformer.forward), x, params)
+    one, zero = jnp.ones_like(y), jnp.zeros_like(y)
+    slope, curvature = pull((one, zero))[0], pull((zero, one))[0]
     score_y = (score - curvature) / slope
-    _, pull = jax.vjp(lambda params: forward(x, params), params)
-    (cotangent,) = pull((score_y, jnp.ones_like(log_derivative)))
+    _, cotangent = pull((score_y, one))
     return y, jnp.sum(log_derivative), score_y, cotangent

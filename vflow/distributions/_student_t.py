@@ -62,7 +62,7 @@ class StudentT(AbstractDistribution):
             )
         self.heavy = tuple(int(i) for i in np.flatnonzero(np.isfinite(values)))
         raw = _inverse_softplus(df.reshape(-1)[np.array(self.heavy, dtype=int)] - _MIN_DF)
-        self.raw_df = raw if trainable else Frozen(raw)
+        self.raw_df = raw if trainable and self.heavy else Frozen(raw)
         self.shape = values.shape
         self.condition_shape = None
 

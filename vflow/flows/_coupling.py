@@ -14,6 +14,7 @@ from vflow.bijections import (
     Elementwise,
     Permute,
     Scan,
+    SinhArcsinhTransformer,
 )
 from vflow.distributions import AbstractDistribution, Flow
 from vflow.flows._checks import check_base, check_count, check_tails, check_widths
@@ -38,8 +39,8 @@ def coupling(
     change from layer to layer so that every coordinate soon meets every other. A free elementwise
     affine map follows. The layers are one compiled body (`vf.bijections.Scan`), so compile time does
     not grow with their number. With one coordinate there is nothing to split: the layers are then
-    elementwise and see the condition only (an affine one keeps the base's shape: it only
-    shifts and scales).
+    elementwise, and "affine" ones, which could only shift and scale, give way to
+    `SinhArcsinhTransformer`.
 
     Args:
         key: PRNG key of the conditioners' weights; the splits do not depend on it.
@@ -76,6 +77,8 @@ def coupling(
     hidden = check_widths("coupling", "hidden", hidden)
     base = check_base("coupling", base, dim)
     last = check_tails("coupling", tails, dim)
+    if dim == 1 and transformer == "affine":
+        transformer = SinhArcsinhTransformer()
     options = {
         "transformer": transformer,
         "hidden": hidden,
