@@ -9,10 +9,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import get_opaque_trace_state
 from jaxtyping import PRNGKeyArray
 
 from vflow._core import ProgramError
+
+try:
+    from jax.extend.core import get_opaque_trace_state
+except ImportError:  # jax < 0.10
+    from jax.core import get_opaque_trace_state
 
 
 def magic(score: Any) -> Any:
