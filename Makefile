@@ -9,6 +9,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # Compiled functions are kept here between runs; a cold start only takes longer.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.jax_cache
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.1
+# XLA calls each load of a cached function an error because of two tuning hints in its target.
+export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .PHONY: demo test slow bench docs lint wheel lowest clean
 

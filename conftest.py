@@ -20,6 +20,8 @@ except OSError:
 else:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(_CACHE)
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+    # XLA calls each load of a cached function an error because of two tuning hints in its target.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import jax
 import pytest
