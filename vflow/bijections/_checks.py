@@ -13,6 +13,18 @@ def check_positive(owner: str, name: str, value: Array) -> None:
         raise ValueError(f"{owner}: {name} must be positive and finite, got {value}.")
 
 
+def condition_shape(owner: str, condition_dim: int | None) -> tuple[int, ...] | None:
+    """The shape of the condition of a layer; ValueError unless None or an integer of at least 1."""
+    if condition_dim is None:
+        return None
+    if not isinstance(condition_dim, int) or condition_dim < 1:
+        raise ValueError(
+            f"{owner}: condition_dim must be None or an integer of at least 1, "
+            f"got {condition_dim!r}."
+        )
+    return (condition_dim,)
+
+
 def check_dim(owner: str, dim: int, least: int = 1) -> None:
     """Raise ValueError unless `dim` is an integer of at least `least`."""
     if not isinstance(dim, int) or isinstance(dim, bool) or dim < least:

@@ -7,7 +7,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from vflow._core._mlp import MLP
 from vflow.bijections._bijection import AbstractBijection
-from vflow.bijections._checks import check_dim
+from vflow.bijections._checks import check_dim, condition_shape
 from vflow.bijections._transformer import (
     AbstractTransformer,
     as_transformer,
@@ -74,6 +74,7 @@ class Coupling(AbstractBijection):
                 f"Coupling: num_identity must be between 1 and dim - 1 = {dim - 1}, "
                 f"got {num_identity}."
             )
+        self.condition_shape = condition_shape("Coupling", condition_dim)
         self.transformer = as_transformer(transformer)
         self.conditioner = MLP(
             key,
@@ -84,7 +85,6 @@ class Coupling(AbstractBijection):
         )
         self.num_identity = num_identity
         self.shape = (dim,)
-        self.condition_shape = None if condition_dim is None else (condition_dim,)
 
     def _params(self, passive: Array, condition: Array | None) -> Array:
         inputs = passive if condition is None else jnp.concatenate([passive, condition])

@@ -6,7 +6,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from vflow._core._mlp import MLP
 from vflow.bijections._bijection import AbstractBijection
-from vflow.bijections._checks import check_dim
+from vflow.bijections._checks import check_dim, condition_shape
 from vflow.bijections._transformer import (
     AbstractTransformer,
     as_transformer,
@@ -53,6 +53,7 @@ class Elementwise(AbstractBijection):
         condition_dim: int | None = None,
     ):
         check_dim("Elementwise", dim)
+        self.condition_shape = condition_shape("Elementwise", condition_dim)
         self.transformer = as_transformer(transformer)
         num_params = self.transformer.num_params
         if condition_dim is None:
@@ -60,7 +61,6 @@ class Elementwise(AbstractBijection):
         else:
             self.params = MLP(key, condition_dim, dim * num_params, hidden, activation)
         self.shape = (dim,)
-        self.condition_shape = None if condition_dim is None else (condition_dim,)
 
     def _params(self, condition: Array | None) -> Array:
         if isinstance(self.params, MLP):

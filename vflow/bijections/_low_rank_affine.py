@@ -60,7 +60,7 @@ class LowRankAffine(AbstractBijection):
         rank = self.weights.shape[0]
         unit = self.directions / jnp.linalg.norm(self.directions, axis=0, keepdims=True)
         weights = jax.nn.softplus(self.weights + math.log(math.expm1(1 / rank))) - 1 / rank
-        return jnp.ones_like(self.loc), unit * weights, unit
+        return jnp.ones_like(self.loc), unit * weights[None, :], unit
 
     def _log_det(self) -> Array:
         return jnp.sum(self.log_scale) + low_rank_log_det(*self._factors())
