@@ -11,15 +11,17 @@ from vflow.bijections._transformer import AbstractTransformer
 
 
 def _log_cosh(x: Array) -> Array:
-    return jnp.abs(x) + jnp.log1p(jnp.exp(-2 * jnp.abs(x))) - math.log(2)
+    return jnp.logaddexp(x, -x) - math.log(2)
 
 
 class SinhArcsinhTransformer(AbstractTransformer):
-    r"""A map that skews a density and changes its tails: $y = e^{\sigma}\sinh(e^{\tau}\operatorname{arcsinh} x + \epsilon) + m$.
+    r"""The sinh-arcsinh transformer: it skews a density and changes the weight of its tails.
 
-    $\log y' = \sigma + \tau + \log\cosh(e^{\tau}\operatorname{arcsinh} x + \epsilon) - \log\cosh(\operatorname{arcsinh} x)$.
-    Far out $|y| \sim |x|^{e^\tau}$: $\tau > 0$ makes tails heavier, $\tau < 0$ lighter; $\epsilon$ skews.
-    $\phi = (m, s, \epsilon, t)$, where $\sigma$ and $\tau$ are the soft clamps of $s$ and $t$.
+    $$y = e^{\sigma}\sinh(u) + m, \qquad u = e^{\tau}\operatorname{arcsinh}(x) + \epsilon, \qquad
+      \log y' = \sigma + \tau + \log\cosh u - \log\cosh\operatorname{arcsinh} x$$
+
+    Far out $|y| \sim |x|^{e^\tau}$: $\tau > 0$ makes tails heavier, $\tau < 0$ lighter; $\epsilon$
+    skews. $\phi = (m, s, \epsilon, t)$; $\sigma$ and $\tau$ are the soft clamps of $s$ and $t$.
 
     Args:
         max_log_scale: bound of $|\sigma|$, positive.

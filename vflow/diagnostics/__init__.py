@@ -1,5 +1,7 @@
 """Floor 6: can a fit, a bijection, or the platform be trusted?"""
 
+from vflow.diagnostics._bijection import BijectionErrors as BijectionErrors
+from vflow.diagnostics._bijection import check_bijection as check_bijection
 from vflow.diagnostics._platform import PlatformCheck as PlatformCheck
 from vflow.diagnostics._platform import PlatformReport as PlatformReport
 from vflow.diagnostics._platform import check_platform as check_platform
@@ -12,8 +14,10 @@ from vflow.diagnostics._weights import log_evidence as log_evidence
 
 __all__ = [
     "PSIS",
+    "BijectionErrors",
     "PlatformCheck",
     "PlatformReport",
+    "check_bijection",
     "check_platform",
     "ess_fraction",
     "khat",
