@@ -2,11 +2,11 @@
 
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, SupportsIndex
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array, ArrayLike, PRNGKeyArray
 
 from vflow._core._numerics import as_float
 from vflow.distributions._distribution import AbstractDistribution
@@ -14,9 +14,9 @@ from vflow.distributions._distribution import AbstractDistribution
 
 def as_key(key: Any) -> PRNGKeyArray:
     """A typed PRNG key from a typed or a legacy one, or a TypeError."""
-    if isinstance(key, jax.Array) and key.shape == () and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        return key
     shape, dtype = getattr(key, "shape", None), getattr(key, "dtype", None)
+    if shape == () and jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        return key
     if shape == (2,) and dtype == jnp.uint32:
         return jax.random.wrap_key_data(jnp.asarray(key))
     raise TypeError(
@@ -28,8 +28,8 @@ def as_key(key: Any) -> PRNGKeyArray:
 def sample_and_log_prob(
     key: PRNGKeyArray,
     flow: Any,
-    n: int,
-    condition: Array | None = None,
+    n: SupportsIndex,
+    condition: ArrayLike | None = None,
     log_density: Callable[[Array], Array] | None = None,
 ) -> tuple[Array, Array]:
     r"""`n` independent draws and their log densities.

@@ -76,12 +76,15 @@ class StudentT(AbstractDistribution):
         size = int(np.prod(self.shape, dtype=int))
         return np.setdiff1d(np.arange(size), heavy), heavy
 
+    def _spread(self, heavy: Array, light: float) -> Array:
+        """An event with the given values at heavy coordinates, and `light` elsewhere."""
+        flat = jnp.full((int(np.prod(self.shape, dtype=int)),), light, heavy.dtype)
+        return flat.at[self._split()[1]].set(heavy, unique_indices=True).reshape(self.shape)
+
     @property
     def df(self) -> Array:
         """The degrees of freedom, shape `shape`."""
-        df = self._heavy_df()
-        flat = jnp.full((int(np.prod(self.shape, dtype=int)),), jnp.inf, df.dtype)
-        return flat.at[self._split()[1]].set(df).reshape(self.shape)
+        return self._spread(self._heavy_df(), jnp.inf)
 
     def sample_and_log_prob(
         self, key: PRNGKeyArray, condition: Array | None = None
@@ -89,12 +92,10 @@ class StudentT(AbstractDistribution):
         """One draw and its log density: shapes `shape` and `()`."""
         df = self._heavy_df()
         key_normal, key_gamma = jax.random.split(key)
-        x = jax.random.normal(key_normal, self.shape, df.dtype).reshape(-1)
-        if self.heavy:
-            # In logs: a gamma draw with a small shape underflows long before x overflows.
-            log_gamma = jax.random.loggamma(key_gamma, df / 2)
-            x = x.at[self._split()[1]].multiply(jnp.exp(0.5 * (jnp.log(df / 2) - log_gamma)))
-        x = x.reshape(self.shape)
+        x = jax.random.normal(key_normal, self.shape, df.dtype)
+        # In logs: a gamma draw with a small shape underflows long before x overflows.
+        log_gamma = jax.random.loggamma(key_gamma, df / 2)
+        x = x * self._spread(jnp.exp(0.5 * (jnp.log(df / 2) - log_gamma)), 1.0)
         return x, self.log_prob(x)
 
     def log_prob(self, x: Array, condition: Array | None = None) -> Array:

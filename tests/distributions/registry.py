@@ -1,0 +1,27 @@
+"""Distributions that the law tests run over. A new one joins by one line."""
+
+import jax.numpy as jnp
+
+import vflow.bijections as vb
+import vflow.distributions as vd
+from tests.flows.registry import perturb
+
+
+def _flow_of_flow(key):
+    inner = vd.Flow(vd.StudentT(jnp.array([3.0])), vb.Affine(jnp.ones(1), 2.0))
+    layer = vb.Elementwise(key, 1, transformer=vb.SinhArcsinhTransformer())
+    return perturb(vd.Flow(inner, layer), key)
+
+
+# Events of one or two coordinates: the laws integrate them on a grid.
+DISTRIBUTIONS = {
+    "Normal 1": lambda key: vd.Normal(1),
+    "Normal 2": lambda key: vd.Normal((2,)),
+    "StudentT heavy": lambda key: vd.StudentT(jnp.array([1.5])),
+    "StudentT mixed": lambda key: vd.StudentT(jnp.array([jnp.inf, 3.0]), trainable=True),
+    "StudentT light": lambda key: vd.StudentT(jnp.array([jnp.inf]), trainable=True),
+    "Flow of a flow": _flow_of_flow,
+    "Flow triangular": lambda key: perturb(
+        vd.Flow(vd.StudentT(jnp.array([jnp.inf, 4.0])), vb.TriangularAffine(2)), key
+    ),
+}

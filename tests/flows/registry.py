@@ -1,0 +1,43 @@
+"""Flows that the law tests run over. A new constructor joins by one line."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import vflow as vf
+from vflow._core import combine, partition
+
+
+def perturb(module: Any, key: Any, scale: float = 0.3) -> Any:
+    """Normal noise on every trained leaf: away from the identity start."""
+    trained, static = partition(module)
+    leaves, tree = jax.tree.flatten(trained)
+    keys = jax.random.split(key, len(leaves) + 1)
+    leaves = [
+        leaf + scale * jax.random.normal(k, leaf.shape, leaf.dtype)
+        for leaf, k in zip(leaves, keys, strict=False)
+    ]
+    return combine(jax.tree.unflatten(tree, leaves), static)
+
+
+def _heavy(dim):
+    return vf.distributions.StudentT(jnp.linspace(9.0, 12.0, dim), trainable=True)
+
+
+SMALL = {"num_layers": 3, "hidden": (5,)}
+# name -> a constructor of (key); conditions have three entries.
+FLOWS = {
+    "gaussian diagonal": lambda key: vf.flows.gaussian(key, 2),
+    "gaussian full": lambda key: vf.flows.gaussian(key, 2, covariance="full"),
+    "gaussian low_rank": lambda key: vf.flows.gaussian(key, 2, covariance="low_rank", rank=1),
+    "coupling": lambda key: vf.flows.coupling(key, 2, **SMALL),
+    "coupling 1": lambda key: vf.flows.coupling(key, 1, **SMALL),
+    "coupling 1 conditional": lambda key: vf.flows.coupling(key, 1, condition_dim=3, **SMALL),
+    "coupling conditional": lambda key: vf.flows.coupling(
+        key, 2, condition_dim=3, base=_heavy(2), **SMALL
+    ),
+    "coupling 5": lambda key: vf.flows.coupling(
+        key, 5, base=_heavy(5), tails=vf.bijections.TriangularAffine(5), **SMALL
+    ),
+}
