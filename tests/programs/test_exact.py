@@ -1,4 +1,4 @@
-"""Programs of flips with every draw forced: gradients are sums over cells, free of Monte Carlo error."""
+"""Programs of flips with every draw forced: gradients are sums over cells, without noise."""
 
 import itertools
 

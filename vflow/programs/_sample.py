@@ -13,7 +13,7 @@ from vflow.programs.strategies._path import Path
 from vflow.programs.strategies._reparam import Reparam
 
 
-def sample(name: str, dist: Any, strategy: Strategy | None = None) -> Any:
+def sample(name: str, dist: Any, strategy: Any = None) -> Any:
     """A random choice inside an objective program, a guide or a model.
 
     Args:

@@ -1,5 +1,6 @@
 """What a strategy sees: the distribution of a site, and the ways to estimate its gradient."""
 
+import functools
 from typing import Any
 
 import jax
@@ -10,6 +11,8 @@ from vflow._core import ProgramError
 from vflow.programs._frame import Frame, magic
 
 _SHELLS = {"ExpandedDistribution": "base_dist", "MaskedDistribution": "base_dist"}
+# The distributions of other libraries broadcast freely.
+_BROADCASTS = functools.partial(jax.numpy_rank_promotion, "allow")
 _DISTRAX_DISCRETE = ("Bernoulli", "Categorical", "Multinomial", "OneHotCategorical")
 
 
@@ -48,20 +51,23 @@ class View:
         """A draw, with its log density where that comes for free (else None)."""
         if self.kind == "vflow":
             return self.dist.sample_and_log_prob(key)
-        if self.kind == "numpyro":
-            return self.dist(rng_key=key), None
-        return self.dist.sample(seed=key), None
+        with _BROADCASTS():
+            if self.kind == "numpyro":
+                return self.dist(rng_key=key), None
+            return self.dist.sample(seed=key), None
 
     def log_prob(self, value: Any) -> Array:
         """The log density of all entries together; shape ()."""
-        return jnp.sum(self.dist.log_prob(value))
+        with _BROADCASTS():
+            return jnp.sum(self.dist.log_prob(value))
 
     def sampling_log_prob(self, value: Any) -> Array:
         """The log density of the sampler: a mask drops terms of the density, not of the draw."""
         dist = self.dist
         while type(dist).__name__ == "MaskedDistribution":
             dist = dist.base_dist
-        return jnp.sum(dist.log_prob(value))
+        with _BROADCASTS():
+            return jnp.sum(dist.log_prob(value))
 
     def base(self) -> Any:
         """The distribution without the shells that expand, mask or reinterpret it."""

@@ -53,8 +53,8 @@ def rao_blackwell(num_exact: int = 1) -> Strategy:
     r"""Categorical sites: the `num_exact` likeliest values exactly, one draw for the others.
 
     $\sum_{a \in C} \nabla p_a F(a) + (1 - p(C)) \mathbb{E}_{a \notin C}[\nabla \log p_a F(a)]$,
-    with the objective at an independent draw as control variate. Exact from K - 1 of K values on. Right
-    in the first derivative; the second raises.
+    with the objective at an independent draw as control variate. Exact from K - 1 of K values on.
+    Right in the first derivative; the second raises.
 
     Args:
         num_exact: how many values get an alternative of their own.
