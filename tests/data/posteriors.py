@@ -1,4 +1,5 @@
-"""Thirteen real posteriors: NumPyro models, data, reference numbers, and how draws are judged by them."""
+"""Thirteen real posteriors: models, data, reference numbers, and how draws are judged by them."""
+# pyright: reportIndexIssue=false
 
 import dataclasses
 import functools

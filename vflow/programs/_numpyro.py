@@ -51,7 +51,7 @@ class NumpyroProgram(eqx.Module):
     call: NumpyroCall = eqx.field(static=True)
 
     def log_prob(self, values: dict[str, Any], *args: Any) -> Array:
-        r"""The log joint density $\log p(\text{values}, \text{data})$, with scales, masks and factors.
+        r"""The joint density $\log p(\text{values}, \text{data})$, with scales, masks, factors.
 
         Args:
             values: a value for every latent site, constrained; deterministic sites may be there
@@ -128,7 +128,8 @@ def log_probs(trace: dict[str, Any], *, latent_only: bool = False) -> dict[str, 
         if site["type"] != "sample" or (latent_only and not is_latent(site)):
             continue
         cached = (site["intermediates"],) if site["intermediates"] else ()
-        value = site["fn"].log_prob(site["value"], *cached)
+        # NumPyro's support checks take NumPy data for a sign that the bounds are NumPy's too.
+        value = site["fn"].log_prob(jnp.asarray(site["value"]), *cached)
         if site["scale"] is not None:
             value = site["scale"] * value
         terms[name] = jnp.sum(value) if jnp.ndim(value) else value
@@ -185,9 +186,9 @@ def _refuse_unknown(values, trace, model) -> None:
 
 
 def from_numpyro(
-    model: Callable[..., Any],
+    model: Any,
     *args: Any,
-    strategies: dict[str, Any] | None = None,
+    strategies: Any = None,
     **kwargs: Any,
 ) -> NumpyroProgram:
     r"""A NumPyro model or guide as a program, with its arguments bound.
@@ -199,7 +200,7 @@ def from_numpyro(
         model: a function with NumPyro sites; not its result.
         *args: positional arguments of the model, from the first; the rest may come later, in
             `simulate(...)` and `log_prob(values, ...)`.
-        strategies: how the gradient is estimated, `site name -> strategy`.
+        strategies: how the gradient is estimated, a dict `site name -> strategy`.
         **kwargs: keyword arguments of the model.
 
     Returns:
@@ -224,6 +225,8 @@ def from_numpyro(
             "function itself and its arguments, from_numpyro(model, *args)."
         )
     if strategies is not None and not isinstance(strategies, dict):
-        raise TypeError(f"strategies must be a dict from site name to strategy, got {strategies!r}.")
+        raise TypeError(
+            f"strategies must be a dict from site name to strategy, got {strategies!r}."
+        )
     bind_arguments(model, args, kwargs, partial=True)
     return NumpyroProgram(NumpyroCall(model, args, kwargs, dict(strategies or {})))

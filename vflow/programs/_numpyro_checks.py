@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
+from jax.core import Tracer
 from numpyro.distributions import Unit
 from numpyro.primitives import Messenger
 
@@ -88,7 +90,7 @@ class SiteGuard(Messenger):
 
     def process_message(self, msg: dict[str, Any]) -> None:
         """Called at every site before its value is drawn."""
-        kind, name = msg["type"], msg.get("name")
+        kind, name = msg["type"], str(msg.get("name"))
         if kind == "prng_key" and msg["value"] is None:
             raise ProgramError(
                 "the model asks for a random key outside its sample sites (numpyro.prng_key); make "
@@ -130,7 +132,12 @@ def running_model(model: Callable[..., Any], *, validate: bool = False) -> Itera
     """
     guard, name = SiteGuard(model), model_name(model)
     try:
-        with jax.numpy_rank_promotion("allow"), numpyro.validation_enabled(validate):
+        with (
+            jax.numpy_rank_promotion("allow"),
+            numpyro.validation_enabled(validate),
+            warnings.catch_warnings(),
+        ):
+            warnings.filterwarnings("ignore", "Out-of-support values")  # told by the -inf
             yield guard
     except (ProgramError, FitError):
         raise
@@ -203,7 +210,7 @@ class _Watch(Messenger):
 
 def is_concrete(value: Any) -> bool:
     """Whether a value can be inspected now, outside any trace."""
-    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value))
+    return not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(value))
 
 
 def count_nan(value: Any) -> int:

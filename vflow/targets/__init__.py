@@ -1,7 +1,9 @@
 """Floor 6: from a program to a log density on unconstrained R^d."""
 
+from vflow.targets._preflight import preflight as preflight
+from vflow.targets._preflight import site_table as site_table
 from vflow.targets._site import Site as Site
 from vflow.targets._target import Target as Target
 from vflow.targets._target import target as target
 
-__all__ = ["Site", "Target", "target"]
+__all__ = ["Site", "Target", "preflight", "site_table", "target"]

@@ -37,32 +37,22 @@ class Site:
         return slice(self.start, self.stop)
 
 
-_REMEDIES = {
-    "integer": "it is discrete: marginalise it inside the model, or give it a gradient strategy "
-    "in an objective program, vf.from_numpyro(model, ..., strategies={%r: vf.enum()})",
-    "sphere": "it lies on a sphere: use ProjectedNormal with numpyro.infer.reparam."
-    "ProjectedNormalReparam",
-}
-
-
 def transform_of(name: str, support: Any) -> Transform:
     """The bijection from unconstrained space onto a support; a ProgramError names the site."""
     if support is None or not isinstance(support, constraints.Constraint):
         raise ProgramError(f"site {name!r} has no support: {support!r} is not a constraint.")
-    if support.is_discrete:
-        raise ProgramError(
-            f"latent site {name!r} cannot be moved to an unconstrained space: "
-            f"{_REMEDIES['integer'] % name}."
-        )
     try:
-        return biject_to(support)
-    except NotImplementedError:
-        why = _REMEDIES["sphere"] if "sphere" in repr(support).lower() else (
-            f"NumPyro has no bijection onto {describe(support)}"
+        if not support.is_discrete:
+            return biject_to(support)
+        why = (
+            "it is discrete. Marginalise it inside the model, or give it a gradient strategy in an "
+            f"objective program, vf.from_numpyro(model, ..., strategies={{{name!r}: vf.enum()}})"
         )
-        raise ProgramError(
-            f"latent site {name!r} cannot be moved to an unconstrained space: {why}."
-        ) from None
+    except NotImplementedError:
+        why = f"NumPyro has no bijection onto its support ({describe(support)})"
+        if "sphere" in repr(support).lower():
+            why = "it lies on a sphere: use numpyro.infer.reparam.ProjectedNormalReparam"
+    raise ProgramError(f"latent site {name!r} cannot be moved to an unconstrained space: {why}.")
 
 
 def describe(support: constraints.Constraint) -> str:

@@ -1,8 +1,8 @@
-"""The three ways to have an unconstrained log density: bare, over named sites, of a NumPyro model."""
+"""What a target delegates to, for a bare log density and for one over named sites."""
 
 import abc
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -48,7 +48,7 @@ def split(sites: tuple[Site, ...], x: Array) -> dict[str, Array]:
     return {site.name: x[site.slice].reshape(site.unconstrained_shape) for site in sites}
 
 
-def join(sites: tuple[Site, ...], values: dict[str, Array]) -> Array:
+def join(sites: tuple[Site, ...], values: Mapping[str, Any]) -> Array:
     """The inverse of `split`."""
     return jnp.concatenate([jnp.ravel(values[site.name]) for site in sites])
 
@@ -57,7 +57,7 @@ def scalar(value: Any, dtype: Any, what: str) -> Array:
     """A log density's result as a real scalar of `dtype`, or a ProgramError."""
     try:
         value = jnp.asarray(value)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ProgramError(f"{what} must return a real scalar, got {value!r}.") from error
     if value.shape != () or jnp.iscomplexobj(value):
         raise ProgramError(
@@ -71,7 +71,8 @@ def call(log_density: Callable[..., Any], argument: Any, dtype: Any) -> Array:
     """A user's log density at one point, its failures as ProgramErrors."""
     what = f"log density {getattr(log_density, '__name__', repr(log_density))}"
     try:
-        value = log_density(argument)
+        with jax.numpy_rank_promotion("allow"):
+            value = log_density(argument)
     except (ProgramError, FitError):
         raise
     except (
@@ -108,7 +109,7 @@ class BareSpace(AbstractSpace):
 
     def unconstrain(self, values: dict[str, Array]) -> Array:
         """The vector itself."""
-        return jnp.asarray(values["x"])
+        return values["x"]
 
     def prior_draws(self, key: PRNGKeyArray, n: int) -> Array:
         """Standard normal: there is no prior to draw from."""
@@ -119,12 +120,19 @@ class BareSpace(AbstractSpace):
         return {"x": self.log_prob(x)}
 
 
+class _Transforms:
+    """Bijections in the order of the sites; compared by identity, as NumPyro's have no hash."""
+
+    def __init__(self, by_site: list[Transform]):
+        self.by_site = tuple(by_site)
+
+
 class NamedSpace(AbstractSpace):
     """A log density over a dict of sites with fixed supports."""
 
     log_density: Callable[..., Any]
     sites: tuple[Site, ...] = eqx.field(static=True)
-    transforms: tuple[Transform, ...]
+    transforms: _Transforms = eqx.field(static=True)
 
     def __init__(self, log_density: Callable[..., Any], supports: dict[str, Any]):
         if not isinstance(supports, dict) or not supports:
@@ -134,7 +142,7 @@ class NamedSpace(AbstractSpace):
             )
         sites, transforms, start = [], [], 0
         for name, spec in supports.items():
-            support, shape = spec if isinstance(spec, tuple) and len(spec) == 2 else (spec, ())
+            support, shape = _spec(spec)
             transform = transform_of(name, support)
             shape = _shape(name, shape)
             if len(shape) < support.event_dim:
@@ -152,16 +160,16 @@ class NamedSpace(AbstractSpace):
             raise ProgramError(f"sites {list(supports)} have no unconstrained coordinates.")
         self.log_density = log_density
         self.sites = tuple(sites)
-        self.transforms = tuple(transforms)
+        self.transforms = _Transforms(transforms)
 
     def _push(self, x: Array) -> tuple[dict[str, Array], dict[str, Array]]:
         values, log_dets = {}, {}
-        for site, transform in zip(self.sites, self.transforms, strict=True):
-            free = x[site.slice].reshape(site.unconstrained_shape)
-            value = transform(free)
-            values[site.name] = value
-            log_det = transform.log_abs_det_jacobian(free, value)
-            log_dets[site.name] = sum_rightmost(log_det, jnp.ndim(log_det))
+        with jax.numpy_rank_promotion("allow"):
+            for site, transform in zip(self.sites, self.transforms.by_site, strict=True):
+                free = x[site.slice].reshape(site.unconstrained_shape)
+                values[site.name] = transform(free)
+                log_det = transform.log_abs_det_jacobian(free, values[site.name])
+                log_dets[site.name] = sum_rightmost(log_det, jnp.ndim(log_det))
         return values, log_dets
 
     def log_prob(self, x: Array) -> Array:
@@ -175,8 +183,9 @@ class NamedSpace(AbstractSpace):
 
     def unconstrain(self, values: dict[str, Array]) -> Array:
         """Back through the bijections."""
-        pairs = zip(self.sites, self.transforms, strict=True)
-        return join(self.sites, {s.name: t.inv(jnp.asarray(values[s.name])) for s, t in pairs})
+        pairs = zip(self.sites, self.transforms.by_site, strict=True)
+        with jax.numpy_rank_promotion("allow"):
+            return join(self.sites, {s.name: t.inv(values[s.name]) for s, t in pairs})
 
     def prior_draws(self, key: PRNGKeyArray, n: int) -> Array:
         """Standard normal: there is no prior to draw from."""
@@ -190,15 +199,16 @@ class NamedSpace(AbstractSpace):
         }
 
 
+def _spec(spec: Any) -> tuple[Any, Any]:
+    return spec if isinstance(spec, tuple) and len(spec) == 2 else (spec, ())
+
+
 def _shape(name: str, shape: Any) -> tuple[int, ...]:
     try:
-        shape = (operator.index(shape),) if not isinstance(shape, tuple | list) else tuple(
-            operator.index(n) for n in shape
-        )
+        axes = shape if isinstance(shape, tuple | list) else (shape,)
+        axes = tuple(operator.index(n) for n in axes)
     except TypeError:
-        raise TypeError(f"site {name!r}: shape must be a tuple of integers, got {shape!r}.") from None
-    if any(n < 1 for n in shape):
-        raise ValueError(f"site {name!r}: shape must be positive, got {shape}.")
-    return shape
-
-
+        raise TypeError(f"site {name!r}: shape must be integers, got {shape!r}.") from None
+    if any(n < 1 for n in axes):
+        raise ValueError(f"site {name!r}: shape must be positive, got {axes}.")
+    return axes

@@ -7,9 +7,9 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, PRNGKeyArray
 
-from vflow._core import ProgramError
 from vflow.programs._numpyro import NumpyroProgram
 from vflow.targets._numpyro import NumpyroSpace
 from vflow.targets._site import Site
@@ -39,7 +39,7 @@ class Target(eqx.Module):
 
     space: AbstractSpace
 
-    def __init__(self, log_density: Callable[..., Any] | AbstractSpace, dim: int | None = None):
+    def __init__(self, log_density: Any, dim: Any = None):
         if isinstance(log_density, AbstractSpace):
             self.space = log_density
         else:
@@ -73,7 +73,7 @@ class Target(eqx.Module):
         """The data by observed site; empty for a bare log density."""
         return self.space.observed() if isinstance(self.space, NumpyroSpace) else {}
 
-    def log_prob(self, x: Array) -> Array:
+    def log_prob(self, x: ArrayLike) -> Array:
         r"""$\log \tilde p(x)$, the Jacobian of the constraining map included.
 
         Args:
@@ -84,15 +84,15 @@ class Target(eqx.Module):
         """
         return self.space.log_prob(self._vector(x))
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: ArrayLike) -> Array:
         """`log_prob`."""
         return self.log_prob(x)
 
-    def terms(self, x: Array) -> dict[str, Array]:
+    def terms(self, x: ArrayLike) -> dict[str, Array]:
         """The log density at `x` by site; the terms add up to `log_prob(x)`."""
         return self.space.terms(self._vector(x))
 
-    def constrain(self, x: Array) -> dict[str, Array]:
+    def constrain(self, x: ArrayLike) -> dict[str, Array]:
         """The named, constrained values at `x` of shape `(dim,)`, deterministic sites included."""
         return self.space.constrain(self._vector(x))
 
@@ -108,7 +108,7 @@ class Target(eqx.Module):
             shape = jnp.shape(sites[site.name])
             if shape != site.shape:
                 raise ValueError(f"site {site.name!r} has shape {site.shape}, got {shape}.")
-        return self.space.unconstrain(sites)
+        return self.space.unconstrain({s.name: jnp.asarray(sites[s.name]) for s in self.sites})
 
     def prior_draws(self, key: PRNGKeyArray, n: int) -> Array:
         """Finite unconstrained draws, shape `(n, dim)`.
@@ -118,7 +118,7 @@ class Target(eqx.Module):
         """
         return self.space.prior_draws(key, n)
 
-    def _vector(self, x: Array) -> Array:
+    def _vector(self, x: ArrayLike) -> Array:
         x = jnp.asarray(x)
         if x.shape != (self.dim,):
             raise ValueError(
@@ -128,7 +128,7 @@ class Target(eqx.Module):
 
 
 def target(
-    program: NumpyroProgram | Target | Callable[..., Any],
+    program: Any,
     *,
     sites: dict[str, Any] | None = None,
     latent: tuple[str, ...] = (),
@@ -158,14 +158,16 @@ def target(
     Example:
         >>> import jax.numpy as jnp, vflow as vf
         >>> from numpyro.distributions import constraints
-        >>> gamma = vf.target(lambda s: jnp.log(s["rate"]) - s["rate"], sites={"rate": constraints.positive})
-        >>> float(gamma.log_prob(jnp.zeros(1)))
+        >>> def gamma(values):
+        ...     return jnp.log(values["rate"]) - values["rate"]
+        >>> target = vf.target(gamma, sites={"rate": constraints.positive})
+        >>> float(target.log_prob(jnp.zeros(1)))
         -1.0
     """
     if isinstance(program, Target) and sites is None:
         return program
     if isinstance(program, NumpyroProgram) and sites is None:
-        return Target(NumpyroSpace(program, (latent,) if isinstance(latent, str) else latent))
+        return Target(NumpyroSpace(program, latent))
     if sites is None:
         raise TypeError(
             f"vf.target takes a program made by vf.from_numpyro, got {program!r}; for a log "
@@ -182,9 +184,11 @@ def _callable(log_density: Any) -> Callable[..., Any]:
 
 def _dim(dim: Any) -> int:
     try:
-        dim = operator.index(dim)
+        number = operator.index(dim)
     except TypeError:
-        raise TypeError(f"dim must be a positive integer, got {dim!r}.") from None
-    if dim < 1 or isinstance(dim, bool):
+        number = None
+    if number is None or isinstance(dim, bool):
+        raise TypeError(f"dim must be a positive integer, got {dim!r}.")
+    if number < 1:
         raise ValueError(f"dim must be a positive integer, got {dim!r}.")
-    return dim
+    return number
