@@ -10,13 +10,14 @@ from jaxtyping import Array
 from numpyro.primitives import Messenger
 
 from vflow._core import ProgramError
-from vflow.programs._frame import current_frame
 from vflow.programs._numpyro_checks import (
     bind_arguments,
     model_name,
     running_model,
     site_shape,
 )
+from vflow.programs._program import Program
+from vflow.programs._sample import choose, observe
 
 
 class NumpyroCall:
@@ -42,7 +43,7 @@ class NumpyroCall:
         self.strategies = strategies
 
 
-class NumpyroProgram(eqx.Module):
+class NumpyroProgram(Program):
     r"""A NumPyro model or guide as a program: it simulates its latent sites and scores them.
 
     Make one with `vf.from_numpyro`. Values are dicts `site name -> constrained value`.
@@ -84,48 +85,28 @@ class NumpyroProgram(eqx.Module):
             _refuse_unknown(values, trace, model)
             return sum_terms(log_probs(trace))
 
-    def simulate(
-        self,
-        *args: Any,
-        gradient: str | None = None,
-        log_density: Callable[..., Any] | None = None,
-        name: str | None = None,
-    ) -> tuple[dict[str, Array], Array]:
-        r"""Draw every latent site in an objective program.
-
-        Args:
-            *args: further positional arguments of the model.
-            gradient: "total" or None; a program of sites has no path gradient.
-            log_density: accepted and ignored: the density is exact.
-            name: where the noise comes from; by default numbered in program order.
-
-        Returns:
-            `(values, log_q)`: `site name -> constrained value`, and
-            $\log q(\text{values})$, a scalar.
-
-        Raises:
-            ProgramError: outside an objective program, or a site cannot be reparameterised.
-            ValueError: an unknown gradient.
-        """
-        if gradient not in (None, "total"):
-            raise ValueError(
-                f"gradient={gradient!r} is not defined for the NumPyro program "
-                f"{model_name(self.call.model)}: use 'total'."
-            )
+    def run(self, *args: Any) -> Any:
+        """Run the model; its latent sites are choices of the language, the observed are scored."""
         model, args, kwargs = self.call.model, self.call.args + args, self.call.kwargs
         bind_arguments(model, args, kwargs, partial=False)
-        key = current_frame("simulate").key_for(name, "simulate")
         with running_model(model) as guard:
-            drawn = handlers.seed(_Reparameterised(guard), key)
-            trace = handlers.trace(drawn).get_trace(*args, **kwargs)
-            return latent_values(trace), sum_terms(log_probs(trace, latent_only=True))
+            sites = _Choices(guard, self.call.strategies)
+            with sites:
+                result = guard(*args, **kwargs)
+        unknown = set(self.call.strategies) - sites.seen
+        if unknown:
+            raise ProgramError(
+                f"strategies name {sorted(unknown)}, which are no latent sites of model "
+                f"{model_name(model)}; it has {sorted(sites.seen)}."
+            )
+        return result
 
 
-def log_probs(trace: dict[str, Any], *, latent_only: bool = False) -> dict[str, Array]:
+def log_probs(trace: dict[str, Any]) -> dict[str, Array]:
     """The log density of a trace by sample site: masked, scaled, summed over its axes."""
     terms = {}
     for name, site in trace.items():
-        if site["type"] != "sample" or (latent_only and not is_latent(site)):
+        if site["type"] != "sample":
             continue
         cached = (site["intermediates"],) if site["intermediates"] else ()
         # NumPyro's support checks take NumPy data for a sign that the bounds are NumPy's too.
@@ -141,7 +122,7 @@ def sum_terms(terms: dict[str, Array]) -> Array:
     return jnp.asarray(sum(terms.values(), start=0.0))
 
 
-def latent_values(trace: dict[str, Any]) -> dict[str, Array]:
+def latent_values(trace: dict[str, Any]) -> dict[str, Any]:
     """The values of the latent sites of a trace."""
     return {name: site["value"] for name, site in trace.items() if is_latent(site)}
 
@@ -162,15 +143,25 @@ class _ShapeCheck(Messenger):
             )
 
 
-class _Reparameterised(Messenger):
-    """Refuses latent sites whose draws carry no gradient."""
+class _Choices(Messenger):
+    """Makes latent sites choices of the language, each with its strategy."""
+
+    def __init__(self, fn: Callable[..., Any], strategies: dict[str, Any]):
+        super().__init__(fn)
+        self.strategies, self.seen = strategies, set()
 
     def process_message(self, msg: dict[str, Any]) -> None:
-        if is_latent(msg) and msg["value"] is None and not msg["fn"].has_rsample:
-            raise ProgramError(
-                f"site {msg['name']!r} is not reparameterisable: give it a strategy, "
-                f"from_numpyro(..., strategies={{{msg['name']!r}: ...}})."
-            )
+        if not is_latent(msg) or msg["value"] is not None:
+            return
+        name, shape = msg["name"], msg["kwargs"].get("sample_shape", ())
+        self.seen.add(name)
+        dist = msg["fn"].expand((*shape, *msg["fn"].batch_shape)) if shape else msg["fn"]
+        strategy = self.strategies.get(name, msg["infer"].get("strategy"))
+        msg["value"] = choose(name, dist, strategy, msg["scale"])
+
+    def postprocess_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] == "sample" and msg["is_observed"]:
+            observe(log_probs({msg["name"]: msg})[msg["name"]])
 
 
 def _refuse_unknown(values, trace, model) -> None:
