@@ -4,6 +4,7 @@ import abc
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -12,12 +13,16 @@ from vflow._core import ProgramError
 from vflow.programs._frame import Frame, Recorder, current_frame, running
 
 
-class Program(abc.ABC):
+class Program(eqx.Module):
     r"""A variational family or a model: it can be simulated and scored.
 
     `simulate` satisfies $\mathbb{E}[1/\hat q \mid x] = 1/q(x)$ and `log_prob` satisfies
     $\mathbb{E}[\hat p(x)] = p(x)$; exact densities are the case without noise.
     """
+
+    @abc.abstractmethod
+    def log_prob(self, values: dict[str, Any], *args: Any) -> Array:
+        """The log density of given values of all sites; shape ()."""
 
     @abc.abstractmethod
     def run(self, *args: Any) -> Any:
@@ -52,14 +57,6 @@ class Program(abc.ABC):
             raise ProgramError(f'gradient must be "total" or "path", got {gradient!r}.')
         return _simulate(self, args, frame, gradient, name)
 
-    def log_prob(self, values: dict[str, Any], *args: Any) -> Array:
-        """The log density of given values of all sites; shape ().
-
-        Raises:
-            ProgramError: for a site without a value, or a value without a site.
-        """
-        return score(self, args, values)[0]
-
 
 def _simulate(
     program: Program, args: tuple, frame: Frame, gradient: str, name: str | None
@@ -73,6 +70,7 @@ def _simulate(
         program.run(*args)
     values = child.records
     log_q = child.totals.pop("log_drawn", jnp.zeros(()))
+    child.totals.pop("log_given", None)
     frame.absorb(child.totals, {})
     only = set(values) if gradient == "path" else recorder.path
     if only:
@@ -117,11 +115,21 @@ def score(
 
 
 class _Function(Program):
-    def __init__(self, fn: Callable[..., Any], args: tuple, kwargs: dict[str, Any]):
-        self.fn, self.args, self.kwargs = fn, args, kwargs
+    fn: Callable[..., Any] = eqx.field(static=True)
+    args: tuple
+    kwargs: dict[str, Any]
 
     def run(self, *args: Any) -> Any:
+        """Call the function."""
         return self.fn(*self.args, *args, **self.kwargs)
+
+    def log_prob(self, values: dict[str, Any], *args: Any) -> Array:
+        """The log density of given values of all sites; shape ().
+
+        Raises:
+            ProgramError: for a site without a value, or a value without a site.
+        """
+        return score(self, args, values)[0]
 
     def __call__(self, *args: Any, **kwargs: Any) -> "_Function":
         """The same program with arguments supplied."""

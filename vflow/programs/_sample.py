@@ -38,13 +38,18 @@ def sample(name: str, dist: Any, strategy: Any = None) -> Any:
     """
     if not isinstance(name, str):
         raise TypeError(f"the name of a site must be a string, got {name!r}.")
+    return choose(name, dist, strategy)
+
+
+def choose(name: str, dist: Any, strategy: Any, scale: Any = None) -> Any:
+    """`sample`, of a site whose log density counts `scale` times."""
     frame = current_frame(f"vf.sample({name!r})")
     recorder = frame.recorder
     if recorder is not None and name in recorder.given:
         frame.check_trace(name)
         value = recorder.value(name)
         if recorder.only is None or name in recorder.only:
-            frame.add("log_given", View(dist, name).log_prob(value))
+            frame.add("log_given", _scaled(View(dist, name).log_prob(value), scale))
         frame.record(name, value)
         return value
     site = Site(name, dist, frame, frame.key_for(name, "sample"))
@@ -58,11 +63,23 @@ def sample(name: str, dist: Any, strategy: Any = None) -> Any:
     value = strategy.draw(site)
     if recorder is not None:
         log_prob = site.drawn_log_prob
-        frame.add("log_drawn", site.view.log_prob(value) if log_prob is None else log_prob)
+        log_prob = site.view.log_prob(value) if log_prob is None else log_prob
+        frame.add("log_drawn", _scaled(log_prob, scale))
         if isinstance(strategy, Path):
             recorder.path.add(name)
         frame.record(name, value)
     return value
+
+
+def observe(log_prob: Any) -> None:
+    """Count the log density of data that a model observes."""
+    frame = current_frame("an observed site")
+    if frame.recorder is not None and frame.recorder.only is None:
+        frame.add("log_given", log_prob)
+
+
+def _scaled(log_prob: Any, scale: Any) -> Any:
+    return log_prob if scale is None else scale * log_prob
 
 
 def _default(site: Site) -> Strategy:
