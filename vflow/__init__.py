@@ -16,6 +16,8 @@ from vflow._core import apply_updates as apply_updates
 from vflow._core import params as params
 from vflow._core._platform import warn_of_known_bad_jaxlib as _warn_of_known_bad_jaxlib
 from vflow.distributions import sample_and_log_prob as sample_and_log_prob
+from vflow.fit import Posterior as Posterior
+from vflow.fit import load as load
 from vflow.programs import Program as Program
 from vflow.programs import cond as cond
 from vflow.programs import cost as cost
@@ -49,6 +51,7 @@ _warn_of_known_bad_jaxlib()
 __all__ = [
     "Estimate",
     "FitError",
+    "Posterior",
     "Program",
     "ProgramError",
     "Strategy",
@@ -65,6 +68,7 @@ __all__ = [
     "flows",
     "from_numpyro",
     "implicit",
+    "load",
     "measure_valued",
     "objectives",
     "params",
