@@ -31,6 +31,12 @@ def test_data_that_was_forgotten():
 
     refused(same_name, match="site 'y'.*argument 'y' is None")
 
+    def keywords(**data):
+        mu = numpyro.sample("mu", dist.Normal(0, 1))
+        numpyro.sample("obs", dist.Normal(mu, 1), obs=data.get("y"))
+
+    refused(keywords, y=None, match="site 'obs'.*argument 'y' is None")
+
 
 def test_data_that_was_left_out_on_purpose():
     target = vf.target(vf.from_numpyro(normal_mean), latent=("obs",))
@@ -97,6 +103,23 @@ def test_data_outside_its_support():
         numpyro.sample("y", dist.Poisson(rate), obs=y)
 
     refused(counts, np.array([1.5, 2.0, -1.0]), match="'y'.* 2 outside its support")
+
+
+def test_latents_under_a_mask():
+    def padded(mask):
+        mu = numpyro.sample("mu", dist.Normal(0, 1))
+        with numpyro.handlers.mask(mask=mask):
+            z = numpyro.sample("z", dist.Normal(mu, 1).expand([3]))
+            numpyro.sample("y", dist.Normal(z, 1), obs=np.zeros(3))
+
+    def imputed(mask):
+        mu = numpyro.sample("mu", dist.Normal(0, 1))
+        numpyro.sample("y", dist.Normal(mu, 1).expand([3]), obs=np.zeros(3), obs_mask=mask)
+
+    mask = np.array([True, False, True])
+    refused(padded, mask, match="latent site 'z' are masked")
+    refused(imputed, jnp.asarray(mask), match="latent site 'y_unobserved' are masked.*obs_mask")
+    assert vf.target(vf.from_numpyro(padded, np.ones(3, bool))).dim == 4
 
 
 def test_an_improper_prior_without_data():

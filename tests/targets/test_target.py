@@ -10,6 +10,7 @@ import pytest
 from numpyro import handlers
 from numpyro.contrib.control_flow import scan
 from numpyro.distributions import constraints
+from numpyro.infer.reparam import LocScaleReparam
 from scipy import special, stats
 
 import vflow as vf
@@ -167,15 +168,15 @@ def test_scale_mask_and_factor():
     def model(y):
         with handlers.scale(scale=2.0):
             a = numpyro.sample("a", dist.HalfNormal(1.0))
-        with handlers.mask(mask=np.array([True, False])):
+        with handlers.mask(mask=False):  # flat
             numpyro.sample("b", dist.HalfNormal(1.0).expand([2]))
         numpyro.factor("extra", -3.0 * a)
         numpyro.sample("y", dist.Normal(a, 1.0).mask(np.array([True, False])), obs=y)
 
     target = vf.target(vf.from_numpyro(model, np.array([1.0, np.nan])))
     x = np.array([0.1, 0.2, -0.3])
-    a, b = np.exp(0.1), np.exp(0.2)
-    expected = 2 * stats.halfnorm.logpdf(a) + stats.halfnorm.logpdf(b) - 3 * a
+    a = np.exp(0.1)
+    expected = 2 * stats.halfnorm.logpdf(a) - 3 * a
     expected += stats.norm.logpdf(1, a) + x.sum()  # the Jacobian is neither scaled nor masked
     value, grad = jax.jit(jax.value_and_grad(target.log_prob))(x)
     assert value == pytest.approx(expected, rel=1e-13)
@@ -304,6 +305,35 @@ def test_the_jacobian_of_each_support_is_the_slogdet_of_the_map(named):
         assert terms[f"jacobian of {site.name}"] == pytest.approx(expected, abs=1e-10), site.name
         others = np.delete(jacobians[site.name], np.r_[site.slice], axis=-1)
         np.testing.assert_array_equal(others, 0)
+
+
+def test_a_target_may_be_made_of_traced_data():
+    def model(y):
+        mu = numpyro.sample("mu", dist.LogNormal(0.0, 1.0))
+        numpyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+    @jax.jit
+    def log_prob(y, x):
+        return vf.target(vf.from_numpyro(model, y)).log_prob(x)
+
+    expected = stats.norm.logpdf(0.2) + stats.norm.logpdf(1.5, np.exp(0.2))
+    assert log_prob(1.5, np.array([0.2])) == pytest.approx(expected, rel=1e-13)
+
+
+def test_handlers_around_the_model_are_honoured():
+    def model(y=None):
+        mu = numpyro.sample("mu", dist.Normal(0.0, 5.0))
+        with numpyro.plate("n", 3):
+            z = numpyro.sample("z", dist.Normal(mu, 2.0))
+            numpyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+    conditioned = handlers.condition(model, data={"y": np.ones(3)})
+    moved = handlers.reparam(conditioned, config={"z": LocScaleReparam(0.0)})
+    target = vf.target(vf.from_numpyro(moved))
+    assert [site.name for site in target.sites] == ["mu", "z_decentered"]
+    assert target.dims["z"] == ("n",)
+    values = target.constrain(np.array([1.0, 0.5, 0.0, -0.5]))
+    np.testing.assert_allclose(values["z"], [2.0, 1.0, 0.0], rtol=1e-14)
 
 
 def test_named_sites_take_a_bare_constraint_and_jit_boundaries():

@@ -26,7 +26,8 @@ _TRACED = (
 
 def model_name(model: Callable[..., Any]) -> str:
     """The name by which messages call a model."""
-    return getattr(model, "__name__", None) or repr(model)
+    model = getattr(model, "func", model)  # of a functools.partial
+    return getattr(model, "__name__", type(model).__name__)
 
 
 def site_shape(msg: dict[str, Any]) -> tuple[int, ...]:
@@ -36,15 +37,15 @@ def site_shape(msg: dict[str, Any]) -> tuple[int, ...]:
 
 def bind_arguments(
     model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], *, partial: bool
-) -> dict[str, Any]:
-    """The model's arguments by name, defaults included; a ProgramError where they do not fit.
+) -> inspect.BoundArguments | None:
+    """The model's arguments, defaults included; a ProgramError where they do not fit.
 
     With `partial`, arguments that are still to come may be missing.
     """
     try:
         signature = inspect.signature(model)
     except (TypeError, ValueError):  # a callable without a signature: nothing to compare with
-        return {}
+        return None
     try:
         bound = (signature.bind_partial if partial else signature.bind)(*args, **kwargs)
     except TypeError as error:
@@ -52,7 +53,7 @@ def bind_arguments(
             f"model {model_name(model)}{signature} does not take these arguments: {error}."
         ) from error
     bound.apply_defaults()
-    return dict(bound.arguments)
+    return bound
 
 
 def _check_observed(name: str, shape: tuple[int, ...], value: Any) -> None:
@@ -179,19 +180,33 @@ def sites_of_missing_arguments(
         run: `run(model, args, kwargs)` runs a model abstractly.
     """
     bound = bind_arguments(model, args, kwargs, partial=False)
-    missing = [name for name, value in bound.items() if value is None]
-    found = {name: name for name in missing if name in latent}
-    for argument in missing:
-        if argument not in found:
-            watch, stand_in = _Watch(model), object()
-            watch.stand_in = stand_in
-            signature = inspect.signature(model).bind(*args, **kwargs)
-            signature.arguments[argument] = stand_in
-            # The stand-in is no array and may make the model fail: what was seen by then counts.
-            with contextlib.suppress(Exception):
-                run(watch, signature.args, signature.kwargs)
-            found |= dict.fromkeys(watch.sites, argument)
+    found: dict[str, str] = {}
+    if bound is None:
+        return found
+    for holder, argument in _missing_arguments(bound):
+        if argument in latent:
+            found[argument] = argument
+            continue
+        watch, holder[argument] = _Watch(model), _STAND_IN
+        # The stand-in is no array and may make the model fail: what was seen by then counts.
+        with contextlib.suppress(Exception):
+            run(watch, bound.args, bound.kwargs)
+        holder[argument] = None
+        found |= dict.fromkeys(watch.sites, argument)
     return found
+
+
+_STAND_IN = object()
+
+
+def _missing_arguments(bound: inspect.BoundArguments) -> list[tuple[dict[str, Any], str]]:
+    """Where an argument is None: the dict that holds it, and its name."""
+    holders = [bound.arguments]
+    for name, parameter in bound.signature.parameters.items():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            bound.arguments[name] = dict(bound.arguments[name])
+            holders.append(bound.arguments[name])
+    return [(holder, name) for holder in holders for name in holder if holder[name] is None]
 
 
 class _Watch(Messenger):
@@ -199,11 +214,10 @@ class _Watch(Messenger):
 
     def __init__(self, fn: Callable[..., Any]):
         super().__init__(fn)
-        self.stand_in: Any = None
         self.sites: list[str] = []
 
     def process_message(self, msg: dict[str, Any]) -> None:
-        if msg["type"] == "sample" and msg["value"] is self.stand_in is not None:
+        if msg["type"] == "sample" and msg["value"] is _STAND_IN:
             self.sites.append(msg["name"])
             msg["value"], msg["is_observed"] = None, False
 

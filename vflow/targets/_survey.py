@@ -129,6 +129,13 @@ def _refuse_latents(call: NumpyroCall, trace: Trace) -> None:
         transform_of(name, fn.support)
         if any(isinstance(layer, dist.Delta) for layer in _layers(fn)):
             raise ProgramError(f"site {name!r} is a Delta: make it numpyro.deterministic instead.")
+        imputed = f"{name.removesuffix('_unobserved')}_observed" in trace  # by numpyro's obs_mask
+        if _masked_in_part(fn, imputed=imputed):
+            raise ProgramError(
+                f"entries of latent site {name!r} are masked, so that nothing bounds them: take "
+                "the site out of the mask. For missing data, mask the observed site only "
+                "(numpyro.handlers.mask, not obs_mask)."
+            )
 
 
 def _refuse_improper(call: NumpyroCall, trace: Trace) -> None:
@@ -167,6 +174,16 @@ def _inside(name: str, site: dict[str, Any]) -> bool:
         f"observed site {name!r} has, among {np.size(value)} values, {what}: correct or drop them, "
         "or mask them with numpyro.handlers.mask."
     )
+
+
+def _masked_in_part(fn: Any, *, imputed: bool) -> bool:
+    """Whether a mask with axes leaves something out; mask=False makes a flat site on purpose.
+
+    A mask that is traced counts where it comes from `obs_mask`.
+    """
+    masks = [getattr(layer, "_mask", True) for layer in _layers(fn)]
+    arrays = [mask for mask in masks if np.ndim(mask)]
+    return any(not np.all(mask) if is_concrete(mask) else imputed for mask in arrays)
 
 
 def _layers(fn: Any):
