@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 
 class Estimate(NamedTuple):
-    """A Monte Carlo estimate: `value` and its `standard_error`, in the unit of the quantity (nats for bounds).
+    """A Monte Carlo estimate: `value` and its `standard_error`, in its unit (nats for bounds).
 
     `float(estimate)` is the value; formatting applies to the value: `f"{estimate:.2f}"`.
 

@@ -1,13 +1,13 @@
 """Checks of constructor arguments; on traced values they do nothing."""
 
-import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array
 
 
 def check_positive(owner: str, name: str, value: Array) -> None:
     """Raise ValueError unless every entry of `value` is positive and finite."""
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         return
     if not bool(jnp.all((value > 0) & jnp.isfinite(value))):
         raise ValueError(f"{owner}: {name} must be positive and finite, got {value}.")

@@ -64,7 +64,8 @@ class Elementwise(AbstractBijection):
 
     def _params(self, condition: Array | None) -> Array:
         if isinstance(self.params, MLP):
-            return self.params(condition).reshape(-1, self.transformer.num_params)
+            flat = self.params(condition)  # pyright: ignore[reportArgumentType]
+            return flat.reshape(-1, self.transformer.num_params)
         return self.params
 
     def forward_and_log_det(self, x: Array, condition: Array | None = None) -> tuple[Array, Array]:

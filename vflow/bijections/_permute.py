@@ -1,9 +1,9 @@
 """Permutations of the coordinates."""
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, ArrayLike
 
 from vflow.bijections._bijection import AbstractBijection
@@ -43,7 +43,7 @@ class Permute(AbstractBijection):
                 f"{permutation.shape} and dtype {permutation.dtype}."
             )
         size = permutation.shape[0]
-        if not isinstance(permutation, jax.core.Tracer) and not np.array_equal(
+        if not isinstance(permutation, Tracer) and not np.array_equal(
             np.sort(permutation), np.arange(size)
         ):
             raise ValueError(

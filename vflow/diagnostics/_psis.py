@@ -3,9 +3,9 @@
 import math
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, ArrayLike
 
 _MIN_DRAWS = 25
@@ -13,7 +13,7 @@ _MIN_DRAWS = 25
 _FLAT = 1e-3
 
 
-class PSIS(NamedTuple):
+class SmoothedWeights(NamedTuple):
     """What Pareto smoothing says about importance weights.
 
     Attributes:
@@ -61,15 +61,17 @@ def khat_threshold(n: int) -> float:
 
 def host_log_weights(owner: str, log_w: Any) -> np.ndarray:
     """The log weights as a float64 vector on the host, or an error that says why not."""
-    if isinstance(log_w, jax.core.Tracer):
+    if isinstance(log_w, Tracer):
         raise TypeError(f"{owner}: log_w is traced; call it on concrete arrays, outside jit.")
     log_w = np.asarray(log_w, dtype=np.float64)
     if log_w.ndim != 1:
-        raise ValueError(f"{owner}: log_w must be a vector, one entry a draw, got shape {log_w.shape}.")
+        raise ValueError(
+            f"{owner}: log_w must be a vector, one entry a draw, got shape {log_w.shape}."
+        )
     return log_w
 
 
-def psis(log_w: ArrayLike) -> PSIS:
+def psis(log_w: ArrayLike) -> SmoothedWeights:
     r"""Pareto-smooth importance weights and measure how heavy their tail is.
 
     The largest $\min(n/5, 3\sqrt n)$ weights are replaced by quantiles of the generalised Pareto
@@ -114,7 +116,9 @@ def psis(log_w: ArrayLike) -> PSIS:
     smoothed = usable
     if reason is None:
         khat, smoothed, reason = _fit(usable)
-    return PSIS(jnp.asarray(_normalise(smoothed), dtype), khat, khat_threshold(n), reason, num_zero)
+    return SmoothedWeights(
+        jnp.asarray(_normalise(smoothed), dtype), khat, khat_threshold(n), reason, num_zero
+    )
 
 
 def _fit(log_w: np.ndarray) -> tuple[float, np.ndarray, str | None]:

@@ -15,7 +15,7 @@ from vflow.distributions._distribution import AbstractDistribution
 def as_key(key: Any) -> PRNGKeyArray:
     """A typed PRNG key from a typed or a legacy one, or a TypeError."""
     shape, dtype = getattr(key, "shape", None), getattr(key, "dtype", None)
-    if shape == () and jnp.issubdtype(dtype, jax.dtypes.prng_key):
+    if shape == () and dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
         return key
     if shape == (2,) and dtype == jnp.uint32:
         return jax.random.wrap_key_data(jnp.asarray(key))

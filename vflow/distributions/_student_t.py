@@ -4,6 +4,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, PRNGKeyArray
 from vflow_kernels import standard_normal_log_density, student_t_log_density
 
@@ -20,12 +21,13 @@ def _inverse_softplus(y: Array) -> Array:
 
 
 class StudentT(AbstractDistribution):
-    r"""Independent standard Student-t coordinates, $x_i \sim t_{\nu_i}$; $\nu_i = \infty$ is normal.
+    r"""Independent Student-t coordinates, $x_i \sim t_{\nu_i}$; $\nu_i = \infty$ is normal.
 
     Draws are reparameterised, $x = n\,(\gamma/(\nu/2))^{-1/2}$ with $n$ standard normal and
-    $\gamma \sim \mathrm{Gamma}(\nu/2)$, differentiated implicitly in $\nu$. A trainable $\nu$ is stored as
-    $\nu = \tfrac12 + \operatorname{softplus}(r)$, so it never falls below 0.5; infinite entries are
-    normal for good and have no leaf. If every entry is infinite there is nothing to train at all.
+    $\gamma \sim \mathrm{Gamma}(\nu/2)$, differentiated implicitly in $\nu$. A trainable $\nu$ is
+    stored as $\nu = \tfrac12 + \operatorname{softplus}(r)$, so it never falls below 0.5; infinite
+    entries are normal for good and have no leaf. If every entry is infinite there is nothing to
+    train at all.
 
     Args:
         df: degrees of freedom, one per coordinate, above 0.5; the event has its shape.
@@ -52,7 +54,7 @@ class StudentT(AbstractDistribution):
     condition_shape: None = eqx.field(static=True)
 
     def __init__(self, df: ArrayLike, *, trainable: bool = False):
-        if isinstance(df, jax.core.Tracer):
+        if isinstance(df, Tracer):
             raise TypeError("StudentT: df must be a concrete array; build it outside jit and grad.")
         df = as_float(df)
         values = np.asarray(df)

@@ -37,8 +37,8 @@ def coupling(
 
     Each layer holds half of the coordinates fixed and transforms the others given them; the halves
     change from layer to layer so that every coordinate soon meets every other. A free elementwise
-    affine map follows. The layers are one compiled body (`vf.bijections.Scan`), so compile time does
-    not grow with their number. With one coordinate there is nothing to split: the layers are then
+    affine map follows. The layers are one compiled body (`vf.bijections.Scan`), so compile time
+    does not grow with their number. With one coordinate there is nothing to split: the layers are then
     elementwise, and "affine" ones, which could only shift and scale, give way to
     `SinhArcsinhTransformer`.
 

@@ -15,8 +15,8 @@ def gaussian(
 ) -> Flow:
     r"""A Gaussian family $N(\mu, \Sigma)$, started at the standard normal.
 
-    "diagonal": $\Sigma = \operatorname{diag}(\sigma^2)$, 2 dim parameters. "full": $\Sigma = LL^\top$, every
-    Gaussian, a dense triangle. "low_rank": $\Sigma = D(I + FF^\top)D$ and more with `rank` columns
+    "diagonal": $\Sigma = \operatorname{diag}(\sigma^2)$, 2 dim parameters. "full": $\Sigma = LL^\top$,
+    every Gaussian, a dense triangle. "low_rank": $\Sigma = D(I + FF^\top)D$ and more with `rank` columns
     in $F$, linear in dim.
 
     Args:

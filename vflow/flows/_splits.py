@@ -10,8 +10,8 @@ _SEARCH_LIMIT = 128
 def splits(dim: int, num_layers: int) -> np.ndarray:
     """Orders of the coordinates, one a layer: the first `dim // 2` are held fixed there.
 
-    Consecutive layers swap roles (what one holds fixed, the next transforms), so every coordinate is
-    transformed in each pair of layers. Beyond that, each split is the best of a few random ones:
+    Consecutive layers swap roles (what one holds fixed, the next transforms), so every coordinate
+    is transformed in each pair of layers. Beyond that, each split is the best of a few random ones:
     the one that brings the most ordered pairs (fixed, transformed) that no layer had before. All is
     a function of the two numbers, not of a key: a flow's structure can be rebuilt from its options.
 
@@ -29,7 +29,7 @@ def splits(dim: int, num_layers: int) -> np.ndarray:
     for layer in range(1, num_layers):
         fixed, moved = np.split(orders[-1], [num_fixed])
         seen[np.ix_(fixed, moved)] = True
-        best, best_gain = None, -1
+        best, best_gain = orders[-1], -1
         for _ in range(_CANDIDATES if dim <= _SEARCH_LIMIT else 1):
             if layer % 2:  # the partner of the layer before: hold fixed what that one transformed
                 shuffled = rng.permutation(moved)
@@ -44,7 +44,7 @@ def splits(dim: int, num_layers: int) -> np.ndarray:
 
 
 def permutations(orders: np.ndarray) -> np.ndarray:
-    """The permutation after each layer, from its order to the next one's, the last one back to 0, 1, ....
+    """The permutation after each layer, from its order to the next; the last one goes back to 0, 1, ...
 
     Args:
         orders: as `splits` returns them.

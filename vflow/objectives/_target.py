@@ -3,10 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from jaxtyping import Array
 
-
-def log_density_of(p: Any) -> Callable[[Any], Array]:
+def log_density_of(p: Any) -> Callable[..., Any]:
     """The log density of a target or program (its `log_prob`), or of a plain function (itself).
 
     Raises:

@@ -63,7 +63,7 @@ def expect(
 
     def estimate(key: PRNGKeyArray, *args: Any) -> Array:
         keys = key if num_samples == 1 else jax.random.split(key, num_samples)
-        over_samples = (lambda f: f) if num_samples == 1 else jax.vmap
+        over_samples: Callable[..., Any] = (lambda f: f) if num_samples == 1 else jax.vmap
         try:
             return _average(*over_samples(lambda k: _run(objective, args, frame(k)))(keys))
         except NeedsLanes:
@@ -138,7 +138,7 @@ def _over_lanes(run: Callable, plan: Plan) -> tuple[Array, dict[str, Array]]:
         return run(lane, dict(zip(names, indices, strict=True)))
 
     for i in range(len(names)):
-        axes = [None] * (len(names) + 1)
+        axes: list[int | None] = [None] * (len(names) + 1)
         axes[i + 1] = 0
         positional = jax.vmap(positional, in_axes=tuple(axes))
     indices = [jnp.arange(plan.enums[name]) for name in names]

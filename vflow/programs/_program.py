@@ -62,20 +62,31 @@ def _simulate(
     program: Program, args: tuple, frame: Frame, gradient: str, name: str | None
 ) -> tuple[dict[str, Any], Array]:
     recorder = Recorder({})
-    block = frame.label("simulate") if name is None else name
-    child = frame.child(block, frame.key)
-    child.recorder, child.names, child.trace_state = recorder, frame.names, frame.trace_state
-    child.check_trace(block)
-    with running(child):
-        program.run(*args)
-    values = child.records
-    log_q = child.totals.pop("log_drawn", jnp.zeros(()))
-    child.totals.pop("log_given", None)
-    frame.absorb(child.totals, {})
+    values, totals = draw(program, args, frame, recorder, name)
+    log_q = totals.get("log_drawn", jnp.zeros(()))
     only = set(values) if gradient == "path" else recorder.path
     if only:
         log_q = _path_log_prob(program, args, values, log_q, only)
     return values, log_q
+
+
+def draw(
+    program: Program, args: tuple, frame: Frame, recorder: Recorder, name: str | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Run a program inside an objective: given sites are scored, the others drawn.
+
+    Returns:
+        (values of all sites, totals `log_drawn`, `log_given`, `log_given/<site>` where present).
+    """
+    block = frame.label("simulate") if name is None else name
+    frame.check_trace(block)
+    child = frame.child(block, frame.key)
+    child.recorder, child.names = recorder, frame.names
+    with running(child):
+        program.run(*args)
+    found = {k: child.totals.pop(k) for k in list(child.totals) if k.startswith("log_") and k != "log_weight"}
+    frame.absorb(child.totals, {})
+    return child.records, found
 
 
 def _path_log_prob(
@@ -102,10 +113,11 @@ def score(
     program: Program, args: tuple, values: dict[str, Any], only: set[str] | None = None
 ) -> tuple[Array, dict[str, Any]]:
     """The log density of given values (of the terms of the sites in `only`, if given)."""
-    frame = Frame(None, recorder=Recorder(dict(values), only=only))
+    recorder = Recorder(dict(values), only=only)
+    frame = Frame(None, recorder=recorder)
     with running(frame):
         program.run(*args)
-    unused = set(values) - frame.recorder.used
+    unused = set(values) - recorder.used
     if unused:
         raise ProgramError(
             f"values were given for sites that the program does not have: {sorted(unused)}; it has "

@@ -48,7 +48,7 @@ def scan(
             "vf.scan: the leaves of xs and length must agree on the number of steps, got "
             f"{lengths}."
         )
-    n = int(lengths.pop())
+    n = int(lengths.pop())  # pyright: ignore[reportArgumentType]
     if n < 1:
         raise ProgramError("vf.scan needs at least one step.")
     block, keys = block_keys(frame, "scan", n)
