@@ -85,9 +85,9 @@ def test_derivative_of_a_moment():
     @jax.jit
     @jax.vmap
     def derivative(key):
-        return jax.jvp(
-            lambda df: _at(df).sample(key)[0] ** 2, (jnp.asarray(df),), (jnp.ones(()),)
-        )[1]
+        return jax.jvp(lambda df: _at(df).sample(key)[0] ** 2, (jnp.asarray(df),), (jnp.ones(()),))[
+            1
+        ]
 
     template = StudentT(jnp.array([df]), trainable=True)
 

@@ -5,7 +5,7 @@ from vflow.diagnostics._bijection import check_bijection as check_bijection
 from vflow.diagnostics._platform import PlatformCheck as PlatformCheck
 from vflow.diagnostics._platform import PlatformReport as PlatformReport
 from vflow.diagnostics._platform import check_platform as check_platform
-from vflow.diagnostics._psis import PSIS as PSIS
+from vflow.diagnostics._psis import SmoothedWeights as SmoothedWeights
 from vflow.diagnostics._psis import khat as khat
 from vflow.diagnostics._psis import khat_threshold as khat_threshold
 from vflow.diagnostics._psis import psis as psis
@@ -13,10 +13,10 @@ from vflow.diagnostics._weights import ess_fraction as ess_fraction
 from vflow.diagnostics._weights import log_evidence as log_evidence
 
 __all__ = [
-    "PSIS",
     "BijectionErrors",
     "PlatformCheck",
     "PlatformReport",
+    "SmoothedWeights",
     "check_bijection",
     "check_platform",
     "ess_fraction",

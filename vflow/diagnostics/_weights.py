@@ -36,25 +36,29 @@ def ess_fraction(log_w: ArrayLike) -> Array:
     """
     log_w = as_float(log_w)
     if log_w.ndim != 1 or log_w.size == 0:
-        raise ValueError(f"ess_fraction: log_w must be a vector with entries, got shape {log_w.shape}.")
+        raise ValueError(
+            f"ess_fraction: log_w must be a vector with entries, got shape {log_w.shape}."
+        )
     top = jnp.max(log_w)
     weights = jnp.exp(log_w - jnp.where(jnp.isneginf(top), 0.0, top))
     squares = jnp.sum(weights**2)
     none = squares == 0
-    return jnp.where(none, 0.0, jnp.sum(weights) ** 2 / (log_w.size * jnp.where(none, 1.0, squares)))
+    return jnp.where(
+        none, 0.0, jnp.sum(weights) ** 2 / (log_w.size * jnp.where(none, 1.0, squares))
+    )
 
 
 def log_evidence(log_w: ArrayLike) -> Estimate:
-    r"""The log evidence, $\log Z \approx \log \frac1n\sum_i w_i$, with a delta-method standard error.
+    r"""The log evidence with a delta-method standard error.
 
-    $$\mathrm{se} = \frac{\operatorname{sd}(w)}{\sqrt n\,\bar w}$$
+    $$\log Z \approx \log \bar w, \qquad \mathrm{se} = \frac{\operatorname{sd}(w)}{\sqrt n\,\bar w}$$
 
-    The mean of the weights is unbiased for $Z$; its logarithm is low by about $\mathrm{se}^2/2$. The
-    standard error means something only where the variance of the weights does: look at `khat`.
+    The mean of the weights is unbiased for $Z$; its logarithm is low by about $\mathrm{se}^2/2$.
+    The standard error means something only where the variance of the weights does: see `khat`.
 
     Args:
-        log_w: log importance weights $\log p(x_i) - \log q(x_i)$ with p unnormalised, shape (n,), n of
-            at least 2.
+        log_w: log importance weights $\log p(x_i) - \log q(x_i)$ with p unnormalised, shape (n,),
+            n of at least 2.
 
     Returns:
         The estimate, in nats; NaN with a NaN error if a log weight is NaN, minus infinity with

@@ -26,8 +26,8 @@ class Flow(AbstractDistribution):
     `gradient="path"` returns a log density whose value is exact (for one key the draw and the value
     are those of "total") and whose derivative flows through the draw alone,
     $\nabla_\theta \log q = (\partial y/\partial\theta)^\top \nabla_y \log q(y)$; the dropped term
-    has expectation zero as long as the objective is linear in $\log q$. It is exactly what is needed
-    at $q = p$, where the path gradient of $\log p - \log q$ vanishes draw by draw. Only first
+    has expectation zero as long as the objective is linear in $\log q$; without it the gradient of
+    $\log p - \log q$ vanishes draw by draw at $q = p$. Only first
     derivatives mean anything: the score is a constant to JAX, so second derivatives of a path
     log density are wrong by design (use "total" for Hessians).
 

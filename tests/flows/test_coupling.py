@@ -1,0 +1,141 @@
+"""Splits, options and costs of coupling flows; closed forms of the Gaussian families."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+import vflow as vf
+from tests.flows.registry import perturb
+from vflow._core import combine, partition
+from vflow.bijections import Chain
+from vflow.flows._splits import permutations, splits
+
+
+@pytest.mark.parametrize("dim", [2, 3, 4, 5, 8, 11, 30])
+def test_every_coordinate_meets_every_other_within_eight_layers(dim):
+    orders = splits(dim, 8)
+    assert (np.sort(orders, 1) == np.arange(dim)).all()
+    seen = np.zeros((dim, dim), bool)
+    for layer, order in enumerate(orders):
+        seen[np.ix_(order[: dim // 2], order[dim // 2 :])] = True
+        if layer % 2:
+            moved = np.union1d(order[dim // 2 :], orders[layer - 1][dim // 2 :])
+            assert moved.size == dim  # each pair of layers transforms every coordinate
+    share = (seen.sum() / (dim * (dim - 1))).item()
+    assert share == 1 if dim <= 16 else share > 0.95
+
+
+def test_permutations_lead_from_order_to_order_and_home():
+    orders = splits(7, 5)
+    x = np.arange(7)
+    for order, permutation in zip(orders, permutations(orders), strict=True):
+        np.testing.assert_array_equal(x, order)
+        x = x[permutation]
+    np.testing.assert_array_equal(x, np.arange(7))
+
+
+def test_base_coordinates_keep_their_places():
+    base = vf.distributions.StudentT(jnp.array([jnp.inf, 1.0, jnp.inf, jnp.inf, 1.0]))
+    flow = vf.flows.coupling(jax.random.key(0), 5, base=base, num_layers=3, hidden=(4,))
+    x = jnp.arange(5.0)
+    np.testing.assert_allclose(flow.bijection.forward_and_log_det(x)[0], x)
+
+
+def test_structure_does_not_depend_on_the_key():
+    a, b = (vf.flows.coupling(jax.random.key(s), 4, num_layers=2, hidden=(3,)) for s in (0, 1))
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    integers = [
+        eqx.filter(f, lambda leaf: eqx.is_array(leaf) and leaf.dtype == jnp.int32) for f in (a, b)
+    ]
+    assert eqx.tree_equal(*integers)
+    assert not eqx.tree_equal(a, b)
+
+
+def test_one_coordinate_can_bend():
+    """In one dimension the layers are not affine: the log density is not a parabola."""
+    flow = perturb(vf.flows.coupling(jax.random.key(0), 1, num_layers=2), jax.random.key(1))
+    third = jax.grad(jax.grad(jax.grad(lambda x: flow.log_prob(x[None]))))
+    assert abs(third(jnp.asarray(0.3))) > 1e-2
+
+
+def _cost(gradient, flow):
+    """Flops and matrix products of one compiled gradient."""
+    trained, rest = partition(flow)
+    keys = jax.random.split(jax.random.key(2), 512)
+
+    def loss(trained):
+        flow = combine(trained, rest)
+        draw = lambda key: flow.sample_and_log_prob(key, gradient=gradient)
+        x, log_q = jax.vmap(draw)(keys)
+        return jnp.mean(log_q + jnp.sum(x**4, 1))
+
+    compiled = jax.jit(jax.grad(loss)).lower(trained).compile()
+    analysis = compiled.cost_analysis()
+    assert analysis is not None
+    return np.array([analysis["flops"], compiled.as_text().count(" dot(")])
+
+
+def test_path_gradient_costs_four_thirds():
+    """XLA merges the two tracks, unrolled (where its flop count sees every layer) and scanned."""
+    with jax.enable_x64(False):
+        flow = vf.flows.coupling(jax.random.key(0), 64, hidden=(128, 128))
+        flow = perturb(flow, jax.random.key(1))
+        scan, affine = flow.bijection.layers
+        arrays, static = eqx.partition(scan.layers, eqx.is_array)
+        layers = [
+            eqx.combine(jax.tree.map(lambda leaf, i=i: leaf[i], arrays), static) for i in range(8)
+        ]
+        unrolled = vf.distributions.Flow(flow.base, Chain([*layers, affine]))
+        flops, dots = _cost("path", unrolled) / _cost("total", unrolled)
+        assert flops < 1.345
+        assert dots < 1.345
+        _, dots = _cost("path", flow) / _cost("total", flow)
+        assert dots < 1.345
+
+
+def test_gaussian_is_a_gaussian():
+    flow = perturb(vf.flows.gaussian(jax.random.key(0), 3, covariance="full"), jax.random.key(1))
+    loc, tril = np.asarray(flow.bijection.loc), np.asarray(flow.bijection.tril)
+    x = np.array([0.3, -2.0, 1.0])
+    expected = scipy.stats.multivariate_normal.logpdf(x, loc, tril @ tril.T)
+    np.testing.assert_allclose(flow.log_prob(jnp.asarray(x)), expected, rtol=1e-12)
+    diagonal = perturb(vf.flows.gaussian(jax.random.key(0), 3), jax.random.key(1))
+    scale = np.exp(diagonal.bijection.log_scale)
+    expected = scipy.stats.norm.logpdf(x, diagonal.bijection.loc, scale).sum()
+    np.testing.assert_allclose(diagonal.log_prob(jnp.asarray(x)), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"dim": 0}, "dim"),
+        ({"num_layers": 0}, "num_layers"),
+        ({"hidden": (4, 0)}, "hidden"),
+        ({"condition_dim": 0}, "condition_dim"),
+        ({"transformer": "wavy"}, "transformer"),
+        ({"activation": "swoosh"}, "activation"),
+        ({"base": vf.distributions.Normal(3)}, "base"),
+        ({"tails": vf.bijections.Identity((3,))}, "tails"),
+    ],
+)
+def test_coupling_names_bad_arguments(options, match):
+    with pytest.raises(ValueError, match=match):
+        vf.flows.coupling(jax.random.key(0), **{"dim": 2, **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"dim": 0}, "dim"),
+        ({"covariance": "round"}, "covariance"),
+        ({"rank": 1}, "rank"),
+        ({"covariance": "low_rank", "rank": 3}, "rank"),
+        ({"covariance": "low_rank", "rank": 0}, "rank"),
+    ],
+)
+def test_gaussian_names_bad_arguments(options, match):
+    with pytest.raises(ValueError, match=match):
+        vf.flows.gaussian(jax.random.key(0), **{"dim": 2, **options})

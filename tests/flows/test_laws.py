@@ -1,0 +1,163 @@
+"""What every flow constructor promises; a new one joins through the registry."""
+
+import functools as ft
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import vflow as vf
+from tests.flows.registry import FLOWS, perturb
+from vflow._core import combine, partition
+
+names = pytest.mark.parametrize("name", FLOWS)
+CONDITION = jnp.array([0.3, -1.0, 0.5])
+N = 6
+
+
+def _log_p(x):
+    return -0.25 * jnp.sum(x**4) ** 0.5 + jnp.sum(jnp.sin(x)) * x[0]
+
+
+class _Results(NamedTuple):
+    start: Any
+    flow: Any
+    condition: Any
+    keys: Any
+    values: Any
+    gradients: Any
+
+
+@ft.cache
+def _results(name) -> _Results:
+    """Per draw: the draw, log q by inversion, and gradients of log p - log q in several ways.
+
+    "naive" is the path gradient by its definition, log q with stopped parameters at the live draw;
+    "at optimum" takes the flow itself, stopped, as the target.
+    """
+    start = FLOWS[name](jax.random.key(0))
+    flow = perturb(start, jax.random.key(1))
+    condition = None if flow.condition_shape is None else CONDITION
+    trained, static = partition(flow)
+
+    def run(trained, key, condition):
+        def draw(gradient):
+            return lambda trained, condition: combine(trained, static).sample_and_log_prob(
+                key, condition, gradient=gradient
+            )
+
+        (x, log_q), pull_total = jax.vjp(draw("total"), trained, condition)
+        path_values, pull_path = jax.vjp(draw("path"), trained, condition)
+        own, own_slope = jax.value_and_grad(combine(trained, static).log_prob)(x, condition)
+        slope, one = jax.grad(_log_p)(x), jnp.ones_like(log_q)
+        gradients = {
+            "total": pull_total((slope, -one)),
+            "path": pull_path((slope, -one)),
+            "naive": pull_total((slope - own_slope, 0 * one)),
+            "total at optimum": pull_total((own_slope, -one)),
+            "path at optimum": pull_path((own_slope, -one)),
+        }
+        return {"total": (x, log_q), "path": path_values, "own": own}, gradients
+
+    keys = jax.random.split(jax.random.key(2), N)
+    out = jax.jit(jax.vmap(run, (None, 0, None)))(trained, keys, condition)
+    values, gradients = jax.tree.map(np.asarray, out)
+    return _Results(start, flow, condition, keys, values, gradients)
+
+
+def test_every_exported_flow_is_in_the_registry():
+    assert {name.split()[0] for name in FLOWS} == set(vf.flows.__all__)
+
+
+def _largest(tree):
+    return max(np.abs(leaf).max() for leaf in jax.tree.leaves(tree))
+
+
+@names
+def test_draws_and_densities_agree(name):
+    values = _results(name).values
+    np.testing.assert_allclose(values["total"][1], values["own"], rtol=1e-9)
+
+
+@names
+def test_path_draws_the_samples_and_values_of_total(name):
+    values = _results(name).values
+    np.testing.assert_array_equal(values["path"][0], values["total"][0])
+    np.testing.assert_array_equal(values["path"][1], values["total"][1])
+
+
+@names
+def test_path_gradient_is_the_naive_one(name):
+    path, naive, total = (_results(name).gradients[way] for way in ("path", "naive", "total"))
+    scale = _largest(naive)
+    assert scale > 1e-2
+    for a, b in zip(jax.tree.leaves(path), jax.tree.leaves(naive), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10 * scale)
+    assert _largest(jax.tree.map(np.subtract, path, total)) > 1e-2 * scale  # not simply "total"
+
+
+@names
+def test_path_gradient_vanishes_where_the_flow_is_its_target(name):
+    gradients = _results(name).gradients
+    assert _largest(gradients["path at optimum"]) < 1e-10
+    assert _largest(gradients["total at optimum"]) > 0.1
+
+
+@names
+def test_every_trained_leaf_gets_a_gradient(name):
+    for leaf in jax.tree.leaves(_results(name).gradients["total"]):
+        assert np.isfinite(leaf).all()
+        assert leaf.any()
+
+
+@names
+def test_starts_at_the_base(name):
+    start, _, condition, keys, *_ = _results(name)
+    x, log_q = start.sample_and_log_prob(keys[0], condition)
+    np.testing.assert_allclose(x, start.base.sample(keys[0]), rtol=1e-12)
+    np.testing.assert_allclose(log_q, start.base.log_prob(x), rtol=1e-12)
+
+
+@names
+def test_the_density_integrates_to_one(name):
+    _, flow, condition, *_ = _results(name)
+    (dim,) = flow.shape
+    if dim > 2:
+        return  # the same layers are in the registry with two coordinates
+    u = np.linspace(-12.0, 12.0, {1: 1201, 2: 301}[dim])
+    mesh = np.stack(np.meshgrid(*[u] * dim, indexing="ij"), -1).reshape(-1, dim)
+    log_density = jax.jit(jax.vmap(flow.log_prob, (0, None)))(jnp.sinh(mesh), condition)
+    total = np.sum(np.exp(log_density + np.sum(np.log(np.cosh(mesh) * (u[1] - u[0])), 1)))
+    np.testing.assert_allclose(total, 1.0, atol=1e-6)
+
+
+@names
+def test_float32(name):
+    _, flow, condition, keys, values, _ = _results(name)
+    with jax.enable_x64(False):
+        single = FLOWS[name](jax.random.key(0))
+        single = jax.tree.map(lambda a, b: jnp.asarray(b, a.dtype), single, flow)
+        condition = None if condition is None else condition.astype(jnp.float32)
+        points = jnp.asarray(values["total"][0][0], jnp.float32)
+        draw = jax.jit(lambda key: single.sample_and_log_prob(key, condition, gradient="path"))
+        x, log_q = draw(keys[0])
+        again = jax.jit(lambda x: single.log_prob(x, condition))(points)
+    assert x.dtype == log_q.dtype == again.dtype == jnp.float32
+    np.testing.assert_allclose(again, values["own"][0], rtol=1e-4, atol=1e-4)
+
+
+@names
+def test_second_call_does_not_recompile(name):
+    _, flow, condition, keys, *_ = _results(name)
+    traces = []
+
+    @jax.jit
+    def run(flow, key):
+        traces.append(None)
+        return flow.sample_and_log_prob(key, condition)
+
+    run(flow, keys[0])
+    run(jax.tree.map(lambda a: a + 0, flow), keys[1])
+    assert len(traces) == 1
