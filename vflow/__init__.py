@@ -21,11 +21,16 @@ from vflow.fit import load as load
 from vflow.programs import Program as Program
 from vflow.programs import cond as cond
 from vflow.programs import cost as cost
+from vflow.programs import exact_enumeration as exact_enumeration
 from vflow.programs import expect as expect
 from vflow.programs import from_numpyro as from_numpyro
+from vflow.programs import importance as importance
+from vflow.programs import marginal as marginal
+from vflow.programs import normalize as normalize
 from vflow.programs import program as program
 from vflow.programs import sample as sample
 from vflow.programs import scan as scan
+from vflow.programs import smc as smc
 from vflow.programs import strategies as strategies
 from vflow.programs import value_and_grad as value_and_grad
 from vflow.programs import vmap as vmap
@@ -64,12 +69,16 @@ __all__ = [
     "disarm",
     "distributions",
     "enum",
+    "exact_enumeration",
     "expect",
     "flows",
     "from_numpyro",
     "implicit",
+    "importance",
     "load",
+    "marginal",
     "measure_valued",
+    "normalize",
     "objectives",
     "params",
     "path",
@@ -81,6 +90,7 @@ __all__ = [
     "sample",
     "sample_and_log_prob",
     "scan",
+    "smc",
     "strategies",
     "target",
     "targets",

@@ -82,7 +82,10 @@ class Recorder:
         index: position in the enclosing loops, outermost first.
         used: names of the given sites that were met.
         path: names of the sites whose own log density is to carry path gradients only.
-        only: the given sites whose log density is wanted; None means all.
+        only: the sites whose log density is wanted; None means all.
+        by_site: whether the log densities of given sites are kept apart too.
+        order: names of the sites, in program order.
+        note: draws in place of the strategy of a site, for an abstract run.
     """
 
     given: dict[str, Any]
@@ -90,6 +93,15 @@ class Recorder:
     used: set[str] = dataclasses.field(default_factory=set)
     path: set[str] = dataclasses.field(default_factory=set)
     only: set[str] | None = None
+    by_site: bool = False
+    order: list[str] = dataclasses.field(default_factory=list)
+    note: Any = None
+
+    def meet(self, name: str) -> bool:
+        """Note a site in program order; whether its log density is wanted."""
+        if name not in self.order:
+            self.order.append(name)
+        return self.only is None or name in self.only
 
     def value(self, name: str) -> Any:
         """The given value of a site at the current position of the loops."""
@@ -113,7 +125,8 @@ class Frame:
         looped: whether there is such a loop.
         totals: running sums, each present only once something was added: `score` (of the sites
             visited so far), `loo`, `ema` (parts of it), `cost`, `control`, `log_weight`,
-            `base_weight`, `lane_weight`, `fit_linear`, `fit_square`, `log_drawn`, `log_given`.
+            `base_weight`, `lane_weight`, `fit_linear`, `fit_square`; and of programs being recorded
+            `log_drawn`, `log_given` and `log_given/<site>`.
         records: values of the sites, where there is a recorder.
     """
 
@@ -177,6 +190,13 @@ class Frame:
         if "score" in self.totals:
             value = value * magic(self.totals["score"])
         self.add("cost", value)
+
+    def add_given(self, name: str, log_prob: Any) -> None:
+        """Count the log density of a given or observed site."""
+        if self.recorder is not None and self.recorder.meet(name):
+            self.add("log_given", log_prob)
+            if self.recorder.by_site:
+                self.add(f"log_given/{name}", log_prob)
 
     def record(self, name: str, value: Any) -> None:
         """Keep the value of a site for the recorder, if there is one."""

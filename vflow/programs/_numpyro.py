@@ -10,6 +10,7 @@ from jaxtyping import Array
 from numpyro.primitives import Messenger
 
 from vflow._core import ProgramError
+from vflow.programs._frame import current_frame
 from vflow.programs._numpyro_checks import (
     bind_arguments,
     model_name,
@@ -17,7 +18,7 @@ from vflow.programs._numpyro_checks import (
     site_shape,
 )
 from vflow.programs._program import Program
-from vflow.programs._sample import choose, observe
+from vflow.programs._sample import choose
 
 
 class NumpyroCall:
@@ -161,7 +162,8 @@ class _Choices(Messenger):
 
     def postprocess_message(self, msg: dict[str, Any]) -> None:
         if msg["type"] == "sample" and msg["is_observed"]:
-            observe(log_probs({msg["name"]: msg})[msg["name"]])
+            frame = current_frame(f"site {msg['name']!r}")
+            frame.add_given(msg["name"], log_probs({msg["name"]: msg})[msg["name"]])
 
 
 def _refuse_unknown(values, trace, model) -> None:

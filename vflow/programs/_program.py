@@ -84,7 +84,11 @@ def draw(
     child.recorder, child.names = recorder, frame.names
     with running(child):
         program.run(*args)
-    found = {k: child.totals.pop(k) for k in list(child.totals) if k.startswith("log_") and k != "log_weight"}
+    found = {
+        k: child.totals.pop(k)
+        for k in list(child.totals)
+        if k.startswith("log_") and k != "log_weight"
+    }
     frame.absorb(child.totals, {})
     return child.records, found
 

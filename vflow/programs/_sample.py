@@ -48,11 +48,13 @@ def choose(name: str, dist: Any, strategy: Any, scale: Any = None) -> Any:
     if recorder is not None and name in recorder.given:
         frame.check_trace(name)
         value = recorder.value(name)
-        if recorder.only is None or name in recorder.only:
-            frame.add("log_given", _scaled(View(dist, name).log_prob(value), scale))
+        frame.add_given(name, _scaled(View(dist, name).log_prob(value), scale))
         frame.record(name, value)
         return value
     site = Site(name, dist, frame, frame.key_for(name, "sample"))
+    if recorder is not None and recorder.note is not None:
+        frame.record(name, recorder.note(site))
+        return frame.records[name]
     if strategy is None:
         strategy = _default(site)
     if not isinstance(strategy, Strategy):
@@ -62,20 +64,14 @@ def choose(name: str, dist: Any, strategy: Any, scale: Any = None) -> Any:
         )
     value = strategy.draw(site)
     if recorder is not None:
-        log_prob = site.drawn_log_prob
-        log_prob = site.view.log_prob(value) if log_prob is None else log_prob
-        frame.add("log_drawn", _scaled(log_prob, scale))
+        if recorder.meet(name):
+            log_prob = site.drawn_log_prob
+            log_prob = site.view.log_prob(value) if log_prob is None else log_prob
+            frame.add("log_drawn", _scaled(log_prob, scale))
         if isinstance(strategy, Path):
             recorder.path.add(name)
         frame.record(name, value)
     return value
-
-
-def observe(log_prob: Any) -> None:
-    """Count the log density of data that a model observes."""
-    frame = current_frame("an observed site")
-    if frame.recorder is not None and frame.recorder.only is None:
-        frame.add("log_given", log_prob)
 
 
 def _scaled(log_prob: Any, scale: Any) -> Any:
