@@ -99,9 +99,14 @@ def test_top_level_is_sorted_and_documented():
 
 
 def test_every_namespace_is_reachable_from_the_top():
-    names = {name_of(path).split(".")[1] for path in PACKAGES if is_namespace(name_of(path))
-             and name_of(path).startswith("vflow.") and name_of(path).count(".") == 1}
-    hidden = {"fit"}  # vf.fit is the function; the package's names are re-exported at the top
+    names = {
+        name_of(path).split(".")[1]
+        for path in PACKAGES
+        if is_namespace(name_of(path))
+        and name_of(path).startswith("vflow.")
+        and name_of(path).count(".") == 1
+    }
+    hidden = {"fit"}  # vf.fit is the function
     assert names - hidden <= set(vflow.__all__)
 
 
