@@ -1,5 +1,6 @@
 """The structure of a flow as JSON, so that a file says how to rebuild it without pickling."""
 
+import dataclasses
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -55,7 +56,9 @@ def encode(tree: Any, where: str = "flow") -> Any:
     cls = type(tree)
     ours = isinstance(tree, eqx.Module) and cls.__module__.startswith("vflow.")
     if ours and classes().get(_name(cls)) is cls:
-        fields = {k: encode(v, f"{where}.{k}") for k, v in vars(tree).items()}
+        # A field that lives on the class alone (a default outside __init__) stays there.
+        own = [f.name for f in dataclasses.fields(cls) if f.name in vars(tree)]
+        fields = {name: encode(getattr(tree, name), f"{where}.{name}") for name in own}
         return {"module": _name(cls), "fields": fields}
     raise NotOurs(f"{where} is a {cls.__module__}.{cls.__qualname__}")
 
@@ -89,8 +92,8 @@ def _module(name: str, fields: dict[str, Any]) -> Any:
     if cls is None:
         raise ValueError(f"unknown class {name}")
     module = object.__new__(cls)
-    known = set(cls.__dataclass_fields__)
-    if set(fields) != known:
+    known = {field.name for field in dataclasses.fields(cls)}
+    if not set(fields) <= known or not all(hasattr(cls, k) for k in known - set(fields)):
         raise ValueError(f"class {name} has fields {sorted(known)}, not {sorted(fields)}")
     for key, value in fields.items():
         object.__setattr__(module, key, decode(value))

@@ -23,7 +23,7 @@ def to_arviz(posterior: Any, draws: Mapping[str, np.ndarray], log_w: np.ndarray)
         "inference_library": "vflow",
         "inference_library_version": vflow_version(),
         "status": posterior.status,
-        "reasons": list(posterior.reasons),
+        "reasons": " ".join(posterior.reasons),
         "khat": posterior.khat,
         "ess_fraction": posterior.ess_fraction,
         "elbo": posterior.elbo.value,
@@ -42,8 +42,8 @@ def _dims(
 ) -> dict[str, list[str]]:
     """A name for each axis: its plate's, or one of its own where that would clash.
 
-    A plate's name clashes with a site of the same name, with another axis of the same site, and
-    with a plate of the same name but another size.
+    A plate's name clashes with another axis of the same site, with a plate of the same name but
+    another size, and with "chain" and "draw".
     """
     sizes: dict[str, int] = {}
     named = {}
@@ -52,7 +52,7 @@ def _dims(
         given = given if len(given) == len(shape) else (None,) * len(shape)
         names: list[str] = []
         for axis, (plate, size) in enumerate(zip(given, shape, strict=True)):
-            free = plate not in (*shapes, *names, "chain", "draw", None)
+            free = plate not in (*names, "chain", "draw", None)
             if free and sizes.setdefault(str(plate), size) == size:
                 names.append(str(plate))
             else:

@@ -37,10 +37,12 @@ def plot(posterior: Any, draws: Mapping[str, np.ndarray], path: str | os.PathLik
         axes[0].set_ylim(low - margin, high + margin)
     axes[0].set(title="objective", xlabel="step")
     for axis, (name, values) in zip(axes[1:], panels, strict=False):
-        finite = values[np.isfinite(values)]
-        low, high = np.quantile(finite, (0.001, 0.999)) if len(finite) else (0.0, 1.0)
-        axis.hist(finite, bins=60, range=(low, max(high, low + 1e-12)), density=True)
         axis.set(title=name, yticks=[])
+        finite = np.asarray(values[np.isfinite(values)], np.float64)
+        if len(finite):
+            low, high = np.quantile(finite, (0.001, 0.999))
+            margin = 0.0 if high > low else 0.5
+            axis.hist(finite, bins=60, range=(low - margin, high + margin), density=True)
     for axis in axes[len(panels) + 1 :]:
         axis.set_axis_off()
     more = f", {left_out} more marginals not shown" if left_out else ""

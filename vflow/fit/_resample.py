@@ -75,8 +75,8 @@ def _warn(n: int, size: float, khat: float, threshold: float, proposals: int) ->
     if khat >= threshold:
         warnings.warn(
             f"resample: k-hat {khat:.2f} is not below {threshold:.2f}, so even the weighted "
-            "proposals miss part of the posterior: the draws are better than those of sample(), but "
-            "not to be trusted.",
+            "proposals miss part of the posterior: the draws are better than those of sample(), "
+            "but not to be trusted.",
             UserWarning,
             stacklevel=4,
         )

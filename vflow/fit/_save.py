@@ -107,7 +107,7 @@ def read_file(path: str | os.PathLike, kind: str) -> tuple[dict[str, Any], bytes
         raise ValueError(f"{path} holds a {found}, not a {kind}.")
     if len(body) != int(length):
         raise ValueError(
-            f"{path} is incomplete: {len(body)} of the {length} bytes after its first line are there."
+            f"{path} is incomplete: {len(body)} of {length} bytes after its first line are there."
         )
     if hashlib.sha256(body).hexdigest() != digest:
         raise ValueError(f"{path} is damaged: its content does not match its checksum.")
