@@ -1,7 +1,11 @@
 """Floor 7: the training loop, the fit and what it returns."""
 
+from vflow.fit._fit import fit as fit
 from vflow.fit._load import load as load
+from vflow.fit._loop import Progress as Progress
+from vflow.fit._maximize import Maximum as Maximum
+from vflow.fit._maximize import maximize as maximize
 from vflow.fit._posterior import Posterior as Posterior
 from vflow.fit._summary import Summary as Summary
 
-__all__ = ["Posterior", "Summary", "load"]
+__all__ = ["Maximum", "Posterior", "Progress", "Summary", "fit", "load", "maximize"]

@@ -41,6 +41,7 @@ class Posterior:
         history: the objective by step; NaN where a step was skipped.
         settings: how it was fitted, JSON-able; "dtype" is "float32" or "float64" and "notes" a list
             of sentences.
+        drawer: a compiled `Drawer` of the target and dtype to go on using.
 
     Attributes:
         flow: the fitted flow on the unconstrained space.
@@ -57,13 +58,15 @@ class Posterior:
         verdict: Verdict,
         history: np.ndarray,
         settings: dict[str, Any],
+        *,
+        drawer: Drawer | None = None,
     ):
         self.flow = flow
         self.target = target
         self.verdict = verdict
         self.history = np.asarray(history)
         self.settings = {"dtype": default_dtype(), "notes": []} | settings
-        self._drawer = Drawer(target, self.settings["dtype"])
+        self._drawer = Drawer(target, self.settings["dtype"]) if drawer is None else drawer
         self._points = Points(target, self.settings["dtype"])
         self._table: Summary | None = None
 

@@ -1,0 +1,216 @@
+"""The one training loop: jitted chunks of steps, with everything else between the chunks."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, PRNGKeyArray
+
+from vflow._core import FitError
+
+CHUNK = 100
+
+
+class Progress(NamedTuple):
+    """What a callback is told after each chunk of steps.
+
+    Attributes:
+        step: steps done.
+        num_steps: steps planned.
+        value: mean of the objective over the chunk; NaN if every step was skipped.
+        num_skipped: steps skipped so far because value or gradient were not finite.
+        params: the current trainable leaves.
+    """
+
+    step: int
+    num_steps: int
+    value: float
+    num_skipped: int
+    params: Any
+
+
+class LoopState(NamedTuple):
+    """All that a run needs to go on: a checkpoint is this."""
+
+    step: int
+    params: Any
+    optimizer_state: Any
+    values: np.ndarray  # the objective by step; NaN where a step was skipped
+
+
+class Outcome(NamedTuple):
+    """How a run ended.
+
+    Attributes:
+        params: the trained leaves.
+        values: the objective by step, shape (steps done,); NaN where a step was skipped.
+        stopped: None after all steps, else "converged", "callback" or "interrupted".
+    """
+
+    params: Any
+    values: np.ndarray
+    stopped: str | None
+
+
+class Ascent:
+    """Stochastic gradient ascent on an estimate, compiled once and run as often as needed.
+
+    The update of a step whose value, gradient or result is not finite is skipped and counted on
+    the device; a chunk in which more than half of the steps were skipped raises.
+
+    Args:
+        value_and_grad: `(key, params) -> (value, gradient)` of the objective to be maximised.
+        optimizer: any optax transformation.
+    """
+
+    def __init__(
+        self,
+        value_and_grad: Callable[[PRNGKeyArray, Any], tuple[Array, Any]],
+        optimizer: optax.GradientTransformation,
+    ):
+        self.optimizer = optimizer
+
+        def step(key, carry, index):
+            params, state = carry
+            value, grad = value_and_grad(jax.random.fold_in(key, index), params)
+            updates, new_state = optimizer.update(
+                jax.tree.map(jnp.negative, grad), state, params
+            )
+            new_params = jax.tree.map(lambda p, u: (p + u).astype(p.dtype), params, updates)
+            ok = jnp.isfinite(value) & _finite(grad) & _finite(new_params)
+            carry = jax.tree.map(
+                lambda new, old: jnp.where(ok, new, old), (new_params, new_state), carry
+            )
+            return carry, jnp.where(ok, value, jnp.nan)
+
+        @jax.jit
+        def chunk(key, carry, start, count):
+            def body(carry, i):
+                return jax.lax.cond(
+                    i < count,
+                    lambda carry: step(key, carry, start + i),
+                    lambda carry: (carry, blank),
+                    carry,
+                )
+
+            blank = jnp.full_like(
+                jax.eval_shape(step, key, carry, start)[1], jnp.nan
+            )
+            return jax.lax.scan(body, carry, jnp.arange(CHUNK))
+
+        self._chunk = chunk
+
+    def run(
+        self,
+        key: PRNGKeyArray,
+        params: Any,
+        num_steps: int,
+        *,
+        resume: LoopState | None = None,
+        progress: bool = False,
+        callback: Callable[[Progress], Any] | None = None,
+        save: Callable[[LoopState], None] | None = None,
+        converged: Callable[[np.ndarray], bool] | None = None,
+        explain: Callable[[Any], str] | None = None,
+        label: str = "fit",
+    ) -> Outcome:
+        """Train.
+
+        Args:
+            key: step i uses `fold_in(key, i)`, so that a resumed run equals an undisturbed one.
+            params: trainable leaves to start from.
+            num_steps: how many steps in all.
+            resume: the state to go on from; `params` is then ignored.
+            progress: whether to show a progress bar.
+            callback: called after every chunk; a true return value stops the run.
+            save: called with the state after every chunk.
+            converged: asked after every chunk, with the values so far, whether to stop.
+            explain: describes what broke at given parameters, for the error message.
+            label: what the progress bar says.
+
+        Raises:
+            FitError: value or gradient stay non-finite; with step and last finite parameters.
+        """
+        if resume is None:
+            state = LoopState(0, params, self.optimizer.init(params), np.zeros(0))
+        else:
+            state = resume
+        stopped = None
+        bar = _Bar(label, num_steps, state.step, progress)
+        try:
+            while state.step < num_steps and stopped is None:
+                count = min(CHUNK, num_steps - state.step)
+                carry, values = self._chunk(
+                    key, (state.params, state.optimizer_state), state.step, count
+                )
+                values = np.asarray(values, np.float64)[:count]
+                skipped = int(np.isnan(values).sum())
+                if 2 * skipped > count:
+                    self._give_up(state, values, explain)
+                state = LoopState(
+                    state.step + count, *carry, np.concatenate([state.values, values])
+                )
+                if save is not None:
+                    save(state)
+                bar.update(count, state.values)
+                if callback is not None and callback(_report(state, num_steps, values)):
+                    stopped = "callback"
+                elif converged is not None and converged(state.values):
+                    stopped = "converged"
+        except KeyboardInterrupt:
+            stopped = "interrupted"
+        finally:
+            bar.close()
+        return Outcome(state.params, state.values, stopped)
+
+    def _give_up(self, state: LoopState, values: np.ndarray, explain: Any) -> None:
+        step = state.step + int(np.argmax(np.isnan(values)))
+        where = "" if explain is None else "\n" + explain(state.params)
+        raise FitError(
+            f"value or gradient of the objective were not finite in {int(np.isnan(values).sum())} "
+            f"of {len(values)} steps, first at step {step}. Lower the learning rate, use float64 "
+            f"(dtype='float64'), or look at the model where it breaks.{where}",
+            reasons=("the objective stayed non-finite",),
+            step=step,
+            last_good=state.params,
+        )
+
+
+def _finite(tree: Any) -> Array:
+    leaves = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
+    return jnp.all(jnp.stack(leaves)) if leaves else jnp.array(True)
+
+
+def _report(state: LoopState, num_steps: int, values: np.ndarray) -> Progress:
+    good = values[~np.isnan(values)]
+    mean = float(good.mean()) if good.size else float("nan")
+    return Progress(state.step, num_steps, mean, int(np.isnan(state.values).sum()), state.params)
+
+
+class _Bar:
+    """A tqdm bar with value, trend and rate; nothing if switched off."""
+
+    def __init__(self, label: str, total: int, done: int, shown: bool):
+        self._bar = None
+        if shown:
+            from tqdm.auto import tqdm
+
+            self._bar = tqdm(total=total, initial=done, desc=label, unit="step", leave=False)
+
+    def update(self, count: int, values: np.ndarray) -> None:
+        if self._bar is None:
+            return
+        recent, before = values[-CHUNK:], values[-2 * CHUNK : -CHUNK]
+        text = f"{np.nanmean(recent):.3f}" if not np.isnan(recent).all() else "nan"
+        if before.size and not np.isnan(before).all() and text != "nan":
+            text += f" ({np.nanmean(recent) - np.nanmean(before):+.3f})"
+        skipped = int(np.isnan(values).sum())
+        self._bar.set_postfix_str(text + (f", {skipped} skipped" if skipped else ""))
+        self._bar.update(count)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()

@@ -1,0 +1,106 @@
+"""Maximise any estimate over any parameters."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from jaxtyping import Array, PRNGKeyArray
+
+from vflow._core import Estimate, FitError, combine, partition
+from vflow.fit._checks import check_callable, check_count, check_key, check_optimizer
+from vflow.fit._loop import Ascent, Progress
+
+_FRESH = 256  # fresh evaluations behind the final value
+
+
+class Maximum(NamedTuple):
+    """What `vf.maximize` found.
+
+    Attributes:
+        params: the parameters, in the structure they came in.
+        value: the objective there, evaluated afresh, with its standard error.
+        history: the estimate at every step, shape (steps,); NaN where a step was skipped.
+    """
+
+    params: Any
+    value: Estimate
+    history: np.ndarray
+
+
+def maximize(
+    key: PRNGKeyArray,
+    estimate: Callable[..., Array],
+    params: Any,
+    num_steps: int = 1000,
+    optimizer: optax.GradientTransformation | None = None,
+    *,
+    progress: bool = False,
+    callback: Callable[[Progress], Any] | None = None,
+) -> Maximum:
+    r"""Maximise $E_k[S(k, \theta)]$ over the trainable leaves of $\theta$ by stochastic ascent.
+
+    $\theta_{t+1} = \theta_t + \eta_t\,\nabla_\theta S(k_t, \theta_t)$ with fresh keys; every
+    estimate made by `vf.expect` has an unbiased gradient, so the usual conditions for
+    convergence to a stationary point hold.
+
+    Args:
+        key: PRNG key; step t uses one folded from it.
+        estimate: `S(key, params) -> scalar`, as `vf.expect` returns it.
+        params: a module or any pytree; its floating-point leaves outside `Frozen` are trained.
+        num_steps: number of steps.
+        optimizer: an optax transformation; Adam with cosine decay from 1e-2 by default.
+        progress: whether to show a progress bar.
+        callback: called with a `Progress` after every chunk of steps; a true value stops.
+
+    Returns:
+        A `Maximum`: `params`, `value` (on 256 fresh keys) and `history`.
+
+    Raises:
+        FitError: value or gradient stay non-finite.
+        TypeError, ValueError: an argument is of the wrong kind; it is named.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, numpyro.distributions as dist, vflow as vf
+        >>> def objective(loc):
+        ...     return -(vf.sample("x", dist.Normal(loc, 1.0)) - 3.0) ** 2
+        >>> result = vf.maximize(jax.random.key(0), vf.expect(objective, 64), jnp.zeros(()), 500)
+        >>> print(abs(float(result.params) - 3.0) < 0.1, round(float(result.value)))
+        True -1
+    """
+    key = check_key("maximize", key)
+    check_callable("maximize", "estimate", estimate)
+    num_steps = check_count("maximize", "num_steps", num_steps)
+    optimizer = check_optimizer("maximize", optimizer)
+    if optimizer is None:
+        optimizer = optax.adam(optax.cosine_decay_schedule(1e-2, num_steps, alpha=0.01))
+    params = jax.tree.map(lambda x: jax.numpy.asarray(x) if isinstance(x, float) else x, params)
+    trainable, static = partition(params)
+    if not jax.tree.leaves(trainable):
+        raise ValueError("maximize: params has no trainable leaf: floating-point arrays are needed.")
+
+    def objective(trainable, key):
+        return estimate(key, combine(trainable, static))
+
+    def value_and_grad(key, trainable):
+        return jax.value_and_grad(objective)(trainable, key)
+
+    train_key, fresh_key = jax.random.split(key)
+    outcome = Ascent(value_and_grad, optimizer).run(
+        train_key, trainable, num_steps, progress=progress, callback=callback, label="maximize"
+    )
+    fresh = jax.jit(
+        lambda trainable, keys: jax.lax.map(lambda k: objective(trainable, k), keys)
+    )(outcome.params, jax.random.split(fresh_key, _FRESH))
+    fresh = np.asarray(fresh, np.float64)
+    if not np.isfinite(fresh).all():
+        raise FitError(
+            f"maximize: the estimate is not finite at the end in {int((~np.isfinite(fresh)).sum())} "
+            f"of {_FRESH} fresh evaluations; lower the learning rate.",
+            step=len(outcome.values),
+            last_good=combine(outcome.params, static),
+        )
+    value = Estimate(float(fresh.mean()), float(fresh.std(ddof=1) / math.sqrt(_FRESH)))
+    return Maximum(combine(outcome.params, static), value, outcome.values)

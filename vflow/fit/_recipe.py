@@ -1,0 +1,123 @@
+"""The default choices of a fit: float type, flow, gradient, optimiser."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+import optax
+from jaxtyping import PRNGKeyArray
+
+from vflow.bijections import Affine, Chain, Freeze, TriangularAffine
+from vflow.distributions import AbstractDistribution, Flow
+from vflow.fit._dtype import cast, default_dtype, scope
+from vflow.fit._precondition import Gaussian
+from vflow.flows import coupling
+from vflow.objectives import elbo
+from vflow.targets import Target
+
+NUM_STEPS = 2000
+NUM_SAMPLES = 128
+# float32 will do if rounding moves the log density by less than this between draws, in nats.
+_ROUNDING = 0.02
+
+
+def choose_dtype(target: Target, gaussian: Gaussian | None) -> tuple[str, str | None]:
+    """The float type to compute in, and a sentence if it is not the caller's default.
+
+    float32 is kept where it reproduces the float64 log density on draws of the Gaussian fit, up to
+    a constant.
+    """
+    if default_dtype() == "float64" or gaussian is None:
+        return default_dtype(), None
+    with scope("float64"):
+        draws = np.random.default_rng(0).standard_normal((64, target.dim))
+        x = gaussian.loc + draws @ gaussian.tril.T
+        exact = np.asarray(jax.jit(jax.vmap(target.log_prob))(x))
+    rounded = np.asarray(jax.jit(jax.vmap(target.log_prob))(x.astype(np.float32)), np.float64)
+    known = np.isfinite(exact)
+    if not np.isfinite(rounded[known]).all():
+        return "float64", (
+            "Computed in float64: in float32 the log density is not finite at "
+            f"{int((~np.isfinite(rounded[known])).sum())} of {int(known.sum())} points."
+        )
+    error = float(np.std((rounded - exact)[known])) if known.any() else 0.0
+    if error > _ROUNDING:
+        return "float64", (
+            f"Computed in float64: rounding to float32 moves the log density by {error:.2g} nats."
+        )
+    return "float32", None
+
+
+def whitening(gaussian: Gaussian, dtype: str) -> Freeze:
+    """The affine layer that carries the standard normal to the Gaussian fit; not trained."""
+    loc, tril = jax.numpy.asarray(gaussian.loc, dtype), jax.numpy.asarray(gaussian.tril, dtype)
+    off_diagonal = np.count_nonzero(gaussian.tril) > len(gaussian.loc)
+    if off_diagonal:
+        return Freeze(TriangularAffine.from_loc_tril(loc, tril))
+    return Freeze(Affine(loc, jax.numpy.diagonal(tril)))
+
+
+def default_flow(key: PRNGKeyArray, dim: int) -> Flow:
+    """Affine coupling layers with a free elementwise affine map behind them."""
+    transformer = "affine" if dim > 1 else "sinh_arcsinh"
+    return coupling(key, dim, transformer=transformer, num_layers=8, hidden=(32, 32))
+
+
+def precondition(flow: AbstractDistribution, layer: Any) -> Flow:
+    """The flow with one more affine layer behind it."""
+    if isinstance(flow, Flow):
+        return Flow(flow.base, Chain([flow.bijection, layer]))
+    return Flow(flow, layer)
+
+
+def default_optimizer(num_steps: int) -> optax.GradientTransformation:
+    """Adam with cosine decay and a bound on the norm of the gradient."""
+    schedule = optax.cosine_decay_schedule(3e-3, num_steps, alpha=0.01)
+    return optax.chain(optax.clip_by_global_norm(10.0), optax.adam(schedule))
+
+
+def choose_objective(objective: Callable | None) -> Callable:
+    """The ELBO by default."""
+    return elbo() if objective is None else objective
+
+
+def choose_gradient(
+    gradient: str | None, objective: Callable, flow: AbstractDistribution
+) -> tuple[str, str | None]:
+    """The gradient rule and a sentence if it is not "path"; explicit wishes are met or refused.
+
+    Raises:
+        ValueError: `gradient="path"` where objective or flow do not admit it.
+    """
+    if gradient == "total":
+        return "total", None
+    reason = None
+    if not getattr(objective, "admits_path", False):
+        name = getattr(objective, "__name__", type(objective).__name__)
+        reason = (
+            f"objective {name} is not known to be linear in log q, where dropping the score term "
+            "would be biased"
+        )
+    else:
+        try:
+            eqx.filter_eval_shape(
+                lambda flow, key: flow.sample_and_log_prob(key, gradient="path"),
+                flow,
+                jax.random.key(0),
+            )
+        except NotImplementedError as error:
+            reason = str(error)
+        except TypeError:
+            reason = f"{type(flow).__name__} has no path gradient"
+    if reason is None:
+        return "path", None
+    if gradient == "path":
+        raise ValueError(f"fit: gradient='path' is not possible: {reason}. Use gradient='total'.")
+    return "total", f"Ordinary gradient instead of path: {reason}."
+
+
+def to_default(tree: Any) -> Any:
+    """The tree in the caller's default float type."""
+    return cast(tree, default_dtype())
