@@ -111,7 +111,8 @@ def test_permute_and_flip(rng):
 
 def _network(mlp, x):
     for weight, bias in zip(mlp.weights[:-1], mlp.biases[:-1], strict=True):
-        x = np.tanh(x @ np.asarray(weight) + np.asarray(bias))
+        x = x @ np.asarray(weight) + np.asarray(bias)
+        x = x / (1 + np.exp(-x))  # silu
     return x @ np.asarray(mlp.weights[-1]) + np.asarray(mlp.biases[-1])
 
 

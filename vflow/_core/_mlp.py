@@ -30,7 +30,7 @@ class MLP(eqx.Module):
         in_size: number of inputs; 0 is allowed (the output is then constant).
         out_size: number of outputs.
         hidden: widths of the hidden layers; () gives an affine map.
-        activation: "tanh", "relu", "leaky_relu", "silu", "gelu", "elu" or "softplus".
+        activation: "silu", "tanh", "relu", "leaky_relu", "gelu", "elu" or "softplus".
     """
 
     weights: tuple[Array, ...]
@@ -43,7 +43,7 @@ class MLP(eqx.Module):
         in_size: int,
         out_size: int,
         hidden: tuple[int, ...] = (64, 64),
-        activation: str = "tanh",
+        activation: str = "silu",
     ):
         if activation not in _ACTIVATIONS:
             raise ValueError(

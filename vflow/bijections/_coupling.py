@@ -31,7 +31,7 @@ class Coupling(AbstractBijection):
         dim: number of coordinates, at least 2 (use `Elementwise` for one).
         transformer: "affine" or a transformer object.
         hidden: widths of the conditioner's hidden layers.
-        activation: name of its activation, as in "tanh", "relu", "silu".
+        activation: name of its activation, as in "silu", "tanh", "relu".
         condition_dim: length of the condition vector $c$, or None.
         num_identity: $k$, from 1 to dim - 1; dim // 2 by default.
 
@@ -61,7 +61,7 @@ class Coupling(AbstractBijection):
         *,
         transformer: AbstractTransformer | str = "affine",
         hidden: tuple[int, ...] = (64, 64),
-        activation: str = "tanh",
+        activation: str = "silu",
         condition_dim: int | None = None,
         num_identity: int | None = None,
     ):

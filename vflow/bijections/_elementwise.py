@@ -27,7 +27,7 @@ class Elementwise(AbstractBijection):
         dim: number of coordinates.
         transformer: "affine" or a transformer object.
         hidden: widths of the conditioner's hidden layers.
-        activation: name of its activation, as in "tanh", "relu", "silu".
+        activation: name of its activation, as in "silu", "tanh", "relu".
         condition_dim: length of the condition vector $c$, or None.
 
     Example:
@@ -49,7 +49,7 @@ class Elementwise(AbstractBijection):
         *,
         transformer: AbstractTransformer | str = "affine",
         hidden: tuple[int, ...] = (64, 64),
-        activation: str = "tanh",
+        activation: str = "silu",
         condition_dim: int | None = None,
     ):
         check_dim("Elementwise", dim)

@@ -28,7 +28,7 @@ def coupling(
     transformer: str | AbstractTransformer = "affine",
     num_layers: int = 8,
     hidden: tuple[int, ...] = (32, 32),
-    activation: str = "tanh",
+    activation: str = "silu",
     condition_dim: int | None = None,
     base: AbstractDistribution | None = None,
     tails: AbstractBijection | None = None,
@@ -48,7 +48,7 @@ def coupling(
         transformer: "affine", or a transformer object.
         num_layers: number of coupling layers; 2 transform every coordinate once.
         hidden: widths of each conditioner's hidden layers.
-        activation: their activation, as in "tanh", "relu", "silu".
+        activation: their activation, as in "silu", "tanh", "relu".
         condition_dim: length of the condition vector, or None.
         base: distribution on `(dim,)`; standard normal by default. Base coordinate i becomes
             coordinate i: layers hand coordinates back in their order.
