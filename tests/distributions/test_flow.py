@@ -37,6 +37,8 @@ def test_path_without_a_score_rule_is_refused():
     assert np.isfinite(flow.sample_and_log_prob(key)[1])
     with pytest.raises(NotImplementedError, match=r"_Opaque.*gradient='total'"):
         flow.sample_and_log_prob(key, gradient="path")
+    assert "_Opaque" in (flow.path_refusal() or "")
+    assert _conditional().path_refusal() is None
 
 
 def test_unknown_gradient_is_refused():

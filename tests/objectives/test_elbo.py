@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 import pytest
 
 import vflow as vf
@@ -80,3 +81,14 @@ def test_the_target_is_handed_to_the_family():
 def test_things_that_are_no_target_are_refused():
     with pytest.raises(TypeError, match="log_prob"):
         vf.objectives.elbo()(_Recorder(), 3.0)
+
+
+def test_programs_meet_families_over_the_same_sites():
+    def over_sites(loc):
+        return vf.program(lambda: vf.sample("x", dist.Normal(loc, 1.0)))
+
+    q, p = over_sites(0.5), over_sites(0.0)
+    estimate = vf.expect(lambda: vf.objectives.elbo()(q, p), num_samples=4000)
+    assert abs(estimate(jax.random.key(0)) + 0.5**2 / 2) < 4.5 * 0.5 / np.sqrt(4000)
+    with pytest.raises(vf.ProgramError, match=r"vf\.target"):
+        vf.objectives.elbo()(_Recorder(), p)

@@ -116,6 +116,23 @@ class Flow(AbstractDistribution):
         value, score = jax.lax.stop_gradient((log_q - log_det, score))
         return y, value + jnp.sum(score * (y - jax.lax.stop_gradient(y)))
 
+    def path_refusal(self) -> str | None:
+        """Why `gradient="path"` is not defined for this flow, or None where it is.
+
+        Nothing is computed: the shapes are traced.
+
+        Returns:
+            The message that `sample_and_log_prob` would raise, or None.
+        """
+        condition = None if self.condition_shape is None else jnp.zeros(self.condition_shape)
+        try:
+            jax.eval_shape(
+                lambda key: self.sample_and_log_prob(key, condition, "path"), jax.random.key(0)
+            )
+        except NotImplementedError as error:
+            return str(error)
+        return None
+
     def log_prob(self, x: Array, condition: Array | None = None) -> Array:
         """The log density at `x`, by the inverse of the bijection.
 
