@@ -39,7 +39,7 @@ LOG_EVIDENCE = -0.5 * (
 
 
 def target():
-    return vf.target(vf.from_numpyro(model, y=Y.copy()))
+    return vf.target(vf.from_numpyro(model, y=Y))
 
 
 def normal_flow(loc, sd):

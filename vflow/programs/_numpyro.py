@@ -5,6 +5,7 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 import numpyro.handlers as handlers
 from jaxtyping import Array
 from numpyro.primitives import Messenger
@@ -39,9 +40,32 @@ class NumpyroCall:
         strategies: dict[str, Any],
     ):
         self.model = model
-        self.args = args
-        self.kwargs = kwargs
+        self._args = args
+        self._kwargs = kwargs
         self.strategies = strategies
+
+    @property
+    def args(self) -> tuple[Any, ...]:
+        """The positional arguments, NumPy arrays as views made anew."""
+        return _renewed(self._args)
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        """The keyword arguments, NumPy arrays as views made anew."""
+        return _renewed(self._kwargs)
+
+
+def _renewed(x: Any) -> Any:
+    """The same with a new view of each NumPy array.
+
+    jax 0.10 remembers which float type an array object had in an earlier trace, under another
+    setting of x64 too: traced again there it is of the wrong type, which fails or costs digits.
+    """
+    if type(x) is np.ndarray:
+        return x.view()
+    if type(x) in (tuple, list):
+        return type(x)(map(_renewed, x))
+    return {key: _renewed(value) for key, value in x.items()} if type(x) is dict else x
 
 
 class NumpyroProgram(Program):
