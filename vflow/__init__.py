@@ -16,8 +16,12 @@ from vflow._core import apply_updates as apply_updates
 from vflow._core import params as params
 from vflow._core._platform import warn_of_known_bad_jaxlib as _warn_of_known_bad_jaxlib
 from vflow.distributions import sample_and_log_prob as sample_and_log_prob
+from vflow.fit import Maximum as Maximum
 from vflow.fit import Posterior as Posterior
+from vflow.fit import Progress as Progress
+from vflow.fit import fit as fit
 from vflow.fit import load as load
+from vflow.fit import maximize as maximize
 from vflow.programs import Program as Program
 from vflow.programs import cond as cond
 from vflow.programs import cost as cost
@@ -56,9 +60,11 @@ _warn_of_known_bad_jaxlib()
 __all__ = [
     "Estimate",
     "FitError",
+    "Maximum",
     "Posterior",
     "Program",
     "ProgramError",
+    "Progress",
     "Strategy",
     "Target",
     "apply_updates",
@@ -71,12 +77,14 @@ __all__ = [
     "enum",
     "exact_enumeration",
     "expect",
+    "fit",
     "flows",
     "from_numpyro",
     "implicit",
     "importance",
     "load",
     "marginal",
+    "maximize",
     "measure_valued",
     "normalize",
     "objectives",
