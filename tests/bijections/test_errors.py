@@ -37,6 +37,7 @@ KEY = jax.random.key(0)
         (lambda: vb.Coupling(KEY, 3, condition_dim=0), "condition_dim must be"),
         (lambda: vb.Elementwise(KEY, 0), "Elementwise: dim must be"),
         (lambda: vb.AffineTransformer(0.0, 1.0), "need min_log_scale < 0 < max_log_scale"),
+        (lambda: vb.SinhArcsinhTransformer(max_skew=0.0), "max_skew must be positive"),
         (lambda: vb.Chain([]), "Chain: layers is empty"),
         (lambda: vb.Chain([vb.Flip(2), vb.Flip(3)]), r"Chain: layer 1 \(Flip\) has shape"),
         (

@@ -136,11 +136,11 @@ def test_coupling(rng):
 
 def test_sinh_arcsinh_transformer(rng):
     """Jones & Pewsey 2009, with the bounded log-scale and log-tail."""
-    transformer = vb.SinhArcsinhTransformer(max_log_scale=1.5, max_log_tail=0.5)
+    transformer = vb.SinhArcsinhTransformer(max_log_scale=1.5, max_log_tail=0.5, max_skew=3.0)
     layer = _randomised(vb.Elementwise(jax.random.key(0), DIM, transformer=transformer), rng)
-    loc, raw_scale, skew, raw_tail = np.asarray(layer.params).T
+    loc, raw_scale, raw_skew, raw_tail = np.asarray(layer.params).T
     scale, tail = np.exp(_clamp(raw_scale, -1.5, 1.5)), np.exp(_clamp(raw_tail, -0.5, 0.5))
-    x = rng.normal(size=DIM)
+    skew, x = _clamp(raw_skew, -3.0, 3.0), rng.normal(size=DIM)
     y = scale * np.sinh(tail * np.arcsinh(x) + skew) + loc
     slope = scale * tail * np.cosh(tail * np.arcsinh(x) + skew) / np.sqrt(1 + x**2)
     _check(layer, x, y, np.log(slope).sum())

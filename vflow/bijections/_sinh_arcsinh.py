@@ -21,11 +21,13 @@ class SinhArcsinhTransformer(AbstractTransformer):
       \log y' = \sigma + \tau + \log\cosh u - \log\cosh\operatorname{arcsinh} x$$
 
     Far out $|y| \sim |x|^{e^\tau}$: $\tau > 0$ makes tails heavier, $\tau < 0$ lighter; $\epsilon$
-    skews. $\phi = (m, s, \epsilon, t)$; $\sigma$ and $\tau$ are the soft clamps of $s$ and $t$.
+    skews. $\phi = (m, s, e, t)$; $\sigma$, $\epsilon$ and $\tau$ are the soft clamps of $s$, $e$ and
+    $t$: an unbounded skew from a conditioner would overflow the hyperbolic sine.
 
     Args:
         max_log_scale: bound of $|\sigma|$, positive.
         max_log_tail: bound of $|\tau|$, positive.
+        max_skew: bound of $|\epsilon|$, positive.
 
     Raises:
         ValueError: a bound that is not positive.
@@ -35,7 +37,7 @@ class SinhArcsinhTransformer(AbstractTransformer):
         >>> transformer = vf.bijections.SinhArcsinhTransformer()
         >>> y, log_derivative = transformer.forward(jnp.ones(()), jnp.array([0.0, 0.0, 1.0, 0.0]))
         >>> print(f"{y:.4f} {log_derivative:.4f}")
-        3.2051 0.8646
+        2.1416 0.5136
 
     Source:
         Jones & Pewsey 2009, Sinh-arcsinh distributions, Biometrika 96(4), equation 1.
@@ -43,19 +45,22 @@ class SinhArcsinhTransformer(AbstractTransformer):
 
     max_log_scale: float = eqx.field(static=True, default=2.0)
     max_log_tail: float = eqx.field(static=True, default=1.0)
+    max_skew: float = eqx.field(static=True, default=4.0)
     num_params: int = eqx.field(static=True, default=4, init=False)
 
     def __check_init__(self):
-        if not (self.max_log_scale > 0 and self.max_log_tail > 0):
+        bounds = (self.max_log_scale, self.max_log_tail, self.max_skew)
+        if not min(bounds) > 0:
             raise ValueError(
-                "SinhArcsinhTransformer: max_log_scale and max_log_tail must be positive, got "
-                f"{self.max_log_scale} and {self.max_log_tail}."
+                "SinhArcsinhTransformer: max_log_scale, max_log_tail and max_skew must be positive, "
+                f"got {bounds}."
             )
 
     def _split(self, params: Array) -> tuple[Array, Array, Array, Array]:
         log_scale = soft_clamp(params[1], -self.max_log_scale, self.max_log_scale)
         log_tail = soft_clamp(params[3], -self.max_log_tail, self.max_log_tail)
-        return params[0], log_scale, params[2], log_tail
+        skew = soft_clamp(params[2], -self.max_skew, self.max_skew)
+        return params[0], log_scale, skew, log_tail
 
     def forward(self, x: Array, params: Array) -> tuple[Array, Array]:
         r"""$(\tau(x; \phi), \log\tau'(x; \phi))$; shapes () and ()."""
