@@ -15,6 +15,7 @@ from vflow._core import ProgramError as ProgramError
 from vflow._core import apply_updates as apply_updates
 from vflow._core import params as params
 from vflow._core._platform import warn_of_known_bad_jaxlib as _warn_of_known_bad_jaxlib
+from vflow.diagnostics import check_unbiased as check_unbiased
 from vflow.distributions import sample_and_log_prob as sample_and_log_prob
 from vflow.fit import Maximum as Maximum
 from vflow.fit import Posterior as Posterior
@@ -69,6 +70,7 @@ __all__ = [
     "Target",
     "apply_updates",
     "bijections",
+    "check_unbiased",
     "cond",
     "cost",
     "diagnostics",

@@ -9,6 +9,8 @@ from vflow.diagnostics._psis import SmoothedWeights as SmoothedWeights
 from vflow.diagnostics._psis import khat as khat
 from vflow.diagnostics._psis import khat_threshold as khat_threshold
 from vflow.diagnostics._psis import psis as psis
+from vflow.diagnostics._unbiased import UnbiasedReport as UnbiasedReport
+from vflow.diagnostics._unbiased import check_unbiased as check_unbiased
 from vflow.diagnostics._weights import ess_fraction as ess_fraction
 from vflow.diagnostics._weights import log_evidence as log_evidence
 
@@ -17,8 +19,10 @@ __all__ = [
     "PlatformCheck",
     "PlatformReport",
     "SmoothedWeights",
+    "UnbiasedReport",
     "check_bijection",
     "check_platform",
+    "check_unbiased",
     "ess_fraction",
     "khat",
     "khat_threshold",
