@@ -2,6 +2,7 @@
 
 import operator
 import os
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -49,6 +50,15 @@ class Posterior:
         verdict: the verdict on fresh draws.
         history: the objective by step; NaN where a step was skipped.
         settings: how it was fitted.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, vflow as vf
+        >>> target = vf.Target(lambda x: -0.5 * jnp.sum((x - 1.0) ** 2), dim=2)
+        >>> posterior = vf.fit(jax.random.key(0), target, num_steps=100, progress=False)
+        >>> posterior.require_ok()
+        >>> draws = posterior.resample(jax.random.key(1), 1000)
+        >>> print(draws["x"].shape, abs(posterior.summary()["x[0]"].mean - 1.0) < 0.1)
+        (1000, 2) True
     """
 
     def __init__(
@@ -320,7 +330,7 @@ class Posterior:
             f"fraction {self.ess_fraction:.3f}, on {verdict.num_draws} fresh draws",
         ]
         told = {k: v for k, v in settings.items() if k != "notes" and v is not None}
-        lines.append(", ".join(f"{key} {_short(value)}" for key, value in told.items()))
+        lines += textwrap.wrap(_short(told)[1:-1], 100)
         lines += [f"note: {note}" for note in settings["notes"]]
         return "\n".join([*lines, "", self.summary().text(_TABLE_ROWS)])
 
@@ -366,4 +376,6 @@ def _count(name: str, n: Any) -> int:
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, dict):
+        return "(" + ", ".join(f"{key} {_short(x)}" for key, x in value.items()) + ")"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

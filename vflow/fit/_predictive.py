@@ -11,6 +11,7 @@ from numpyro.infer import Predictive
 
 from vflow._core import FitError, ProgramError
 from vflow.fit._dtype import scope
+from vflow.programs._numpyro import NumpyroCall
 from vflow.programs._numpyro_checks import model_name
 
 
@@ -46,18 +47,19 @@ def predict(
             "predictive: model must be a NumPyro model, a function, followed by its arguments; got "
             f"{type(model).__name__}."
         )
+    call = NumpyroCall(model, args, kwargs, {})
     n = len(next(iter(latent.values())))
     batch_size = min(batch_size, n)
 
     @jax.jit
     def batch(key, latent):
-        return Predictive(model, latent, parallel=True)(key, *args, **kwargs)
+        return Predictive(model, latent, parallel=True)(key, *call.args, **call.kwargs)
 
     def observed(key, latent):
         fixed = handlers.substitute(
             handlers.seed(model, key), data={k: v[0] for k, v in latent.items()}
         )
-        trace = handlers.trace(fixed).get_trace(*args, **kwargs)
+        trace = handlers.trace(fixed).get_trace(*call.args, **call.kwargs)
         data.update(name for name, site in trace.items() if site.get("is_observed"))
 
     parts, data = [], set()

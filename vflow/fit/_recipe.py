@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from jaxtyping import PRNGKeyArray
 
-from vflow.bijections import Affine, Chain, Freeze, TriangularAffine
+from vflow.bijections import Affine, Chain, Freeze, SinhArcsinhTransformer, TriangularAffine
 from vflow.distributions import AbstractDistribution, Flow
 from vflow.fit._dtype import cast, default_dtype, scope
 from vflow.fit._precondition import Gaussian
@@ -61,7 +61,7 @@ def whitening(gaussian: Gaussian, dtype: str) -> Freeze:
 
 def default_flow(key: PRNGKeyArray, dim: int) -> Flow:
     """Affine coupling layers with a free elementwise affine map behind them."""
-    transformer = "affine" if dim > 1 else "sinh_arcsinh"
+    transformer = "affine" if dim > 1 else SinhArcsinhTransformer()
     return coupling(key, dim, transformer=transformer, num_layers=8, hidden=(32, 32))
 
 
