@@ -124,6 +124,35 @@ def test_float32_data_is_computed_with_in_float64_under_x64():
     assert value == pytest.approx(expected, rel=1e-14)
 
 
+def test_a_target_made_in_float32_works_in_float64_and_back():
+    """Making it leaves no float32 trace behind: jax 0.10 would reuse its view of closed-over data."""
+    scale, y = np.array([0.1, 0.7, 0.3]), np.array([1.0, 2.0, 3.0])
+    centre = np.array([0.1])
+
+    def model():
+        mu = numpyro.sample("mu", dist.Normal(0.0, jnp.sum(scale)))
+        numpyro.sample("y", dist.Normal(mu, scale), obs=y)
+
+    with jax.enable_x64(False):
+        targets = (
+            vf.target(vf.from_numpyro(model)),
+            vf.Target(lambda x: -jnp.sum((x - centre) ** 2), 1),
+        )
+    expected = (
+        stats.norm.logpdf(0.3, 0, 1.1) + stats.norm.logpdf(y, 0.3, scale).sum(),
+        -(0.2**2),
+    )
+    for target, value in zip(targets, expected, strict=True):
+        x = np.array([0.3])
+        found, grad = jax.jit(jax.value_and_grad(target.log_prob))(x)
+        assert found == pytest.approx(value, rel=1e-14)
+        assert grad.dtype == np.float64
+        with jax.enable_x64(False):
+            found = jax.jit(target.log_prob)(np.float32(x))
+            assert found.dtype == np.float32
+            assert found == pytest.approx(value, rel=1e-5)
+
+
 def test_log_prob_is_lean_and_independent_of_numpyro_validation(schools):
     x = np.zeros(10)
     lean = str(jax.make_jaxpr(schools.log_prob)(x))
