@@ -4,6 +4,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from numpyro.contrib.control_flow import scan
 from numpyro.distributions import constraints
 from scipy import stats
 
@@ -256,3 +257,33 @@ def test_a_caller_in_float32_may_have_a_fit_in_float64(key):
         # float32 rounds the densities of the weights at 1e-6; float64 does not
         assert np.ptp(fit._drawer.weighted(flow, key, 100)[1]) < 1e-6
     assert flow.bijection.loc.dtype == jnp.float32
+
+
+def test_settings_are_told_on_lines_of_readable_length():
+    seconds = {"preparation": 1.23456, "training": 2.0}
+    words = {f"option_{i}": "x" * 20 for i in range(8)}
+    fit = posterior_of(normal_flow(LOC, SD), target(), seconds=seconds, **words, unused=None)
+    head = str(fit).split("\n\n")[0]
+    assert "seconds (preparation 1.235, training 2)" in head
+    assert "unused" not in head
+    assert max(map(len, head.splitlines())) <= 100
+
+
+def test_log_prob_where_supports_are_simplices_or_inside_a_scan(key):
+    def walk():
+        def step(level, _):
+            level = numpyro.sample("level", dist.LogNormal(jnp.log(level), 0.5))
+            return level, None
+
+        numpyro.sample("share", dist.Dirichlet(jnp.array([1.0, 2.0, 3.0])))
+        scan(step, 1.0, None, length=3)
+
+    free = vf.target(vf.from_numpyro(walk))
+    loc, sd = 0.1 * np.arange(5), np.full(5, 0.7)
+    fit = posterior_of(normal_flow(loc, sd), free)
+    draws = fit.sample(key, 4)
+    x = fit.unconstrain(draws)
+    # p(v) |dT/dx| = p(x), so log q(v) = log q(x) - log p(x) + log p(v) for any p
+    log_p = jax.vmap(vf.from_numpyro(walk).log_prob)(draws)
+    expected = stats.norm.logpdf(x, loc, sd).sum(1) - jax.vmap(free.log_prob)(x) + log_p
+    np.testing.assert_allclose(fit.log_prob(draws), expected, rtol=1e-9)

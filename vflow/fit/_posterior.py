@@ -56,7 +56,7 @@ class Posterior:
         >>> target = vf.Target(lambda x: -0.5 * jnp.sum((x - 1.0) ** 2), dim=2)
         >>> posterior = vf.fit(jax.random.key(0), target, num_steps=100, progress=False)
         >>> posterior.require_ok()
-        >>> draws = posterior.resample(jax.random.key(1), 1000)
+        >>> draws = posterior.sample(jax.random.key(1), 1000)
         >>> print(draws["x"].shape, abs(posterior.summary()["x[0]"].mean - 1.0) < 0.1)
         (1000, 2) True
     """
