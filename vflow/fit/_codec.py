@@ -53,7 +53,7 @@ def encode(tree: Any, where: str = "flow") -> Any:
         return {type(tree).__name__: [encode(x, f"{where}[{i}]") for i, x in enumerate(tree)]}
     if type(tree) is dict and all(type(k) is str for k in tree):
         return {"dict": {k: encode(v, f"{where}[{k!r}]") for k, v in tree.items()}}
-    cls = type(tree)
+    cls: Any = type(tree)
     ours = isinstance(tree, eqx.Module) and cls.__module__.startswith("vflow.")
     if ours and classes().get(_name(cls)) is cls:
         # A field that lives on the class alone (a default outside __init__) stays there.

@@ -78,12 +78,12 @@ def _warn(n: int, size: float, khat: float, threshold: float, proposals: int) ->
             "proposals miss part of the posterior: the draws are better than those of sample(), "
             "but not to be trusted.",
             UserWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
     elif size < _LOW * n:
         warnings.warn(
             f"resample: the {n} draws have an effective size of about {size:.0f}, although "
             f"{proposals} proposals were drawn: some draws are repeated often.",
             UserWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
