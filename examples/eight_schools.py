@@ -1,10 +1,11 @@
-"""Fit a flow posterior to the eight schools, centred, and compare it with reference draws.
+"""Fit a flow posterior to the eight schools, centred; print the verdict, a table and a plot.
 
 The data are Rubin's (1981); the reference is the mean and sd of 10,000 draws published by
 posteriordb (eight_schools_centered).
 """
 
 import argparse
+import importlib.util
 import time
 
 import jax
@@ -48,10 +49,11 @@ def columns(draws):
 
 
 def main():
-    """Fit, print the verdict and a table."""
+    """Fit, print the verdict and a table of means beside the reference, write a plot."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, help="optimisation steps; the default is fit's own")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--plot", default="eight_schools.png", help="where to write the plot")
     args = parser.parse_args()
     options = {} if args.steps is None else {"num_steps": args.steps, "progress": False}
 
@@ -69,6 +71,12 @@ def main():
         print(f"{name:10} {mean:8.2f} {true_mean:10.2f} {error:9.2f} {sd:8.2f} {true_sd:10.2f}")
     seconds = time.perf_counter() - start
     print(f"\nstatus {posterior.status}, k-hat {posterior.khat:.2f}, {seconds:.0f} s")
+
+    if importlib.util.find_spec("matplotlib") is None:
+        print("no plot: matplotlib is not installed (the extra `plots` has it)")
+    else:
+        posterior.plot(args.plot)
+        print(f"plot of the marginals: {args.plot}")
 
 
 if __name__ == "__main__":
