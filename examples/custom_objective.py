@@ -74,7 +74,7 @@ def main():
             return importance_weighted(flow, target, num_particles)
 
         estimate = vf.expect(objective, num_samples=16)
-        flow, last = own_loop(jax.random.key(1), estimate, start, args.steps)
+        _, last = own_loop(jax.random.key(1), estimate, start, args.steps)
         result = vf.maximize(jax.random.key(2), estimate, start, args.steps)
         print(f"{num_particles} particles: own loop {last:.3f}, vf.maximize {result.value} (nats)")
 
