@@ -16,7 +16,8 @@ def scope(dtype: str) -> contextlib.AbstractContextManager:
 
 def default_dtype() -> str:
     """JAX's default float type here, "float32" or "float64"."""
-    return "float64" if jax.config.jax_enable_x64 else "float32"
+    x64 = jax.config.jax_enable_x64  # pyright: ignore[reportAttributeAccessIssue]
+    return "float64" if x64 else "float32"
 
 
 def cast(tree: Any, dtype: str) -> Any:

@@ -211,14 +211,16 @@ class _Run:
         draws = jax.vmap(flow.sample)(jax.random.split(self.keys["flow"], 16))
         preflight(self.target, draws)
 
-    def train(self, rounds: int, progress: bool, callback: Any) -> Posterior:
+    def train(self, rounds: int, progress: bool, callback: Any) -> Posterior:  # noqa: FBT001
         """Rounds of training, each followed by a verdict, until one is "ok"."""
         began = time.monotonic()
         drawer = Drawer(self.target, self.dtype)
         with scope(self.dtype):
             resumed: Resumed | None = None
             if self.resuming:
-                resumed = self.file.resume(self.flow, self.optimizer.init, partition)
+                resumed = self.file.resume(  # pyright: ignore[reportOptionalMemberAccess]
+                    self.flow, self.optimizer.init, partition
+                )
                 self.flow = resumed.flow
             trainable, static = partition(self.flow)
             ascent = self._ascent(static)
@@ -280,7 +282,9 @@ class _Run:
     def _saver(self, static: Any, number: int, history: np.ndarray) -> Callable[[LoopState], None]:
         def save(state):
             flow = combine(state.params, static)
-            self.file.save(flow, state, number, history, self.settings)
+            self.file.save(  # pyright: ignore[reportOptionalMemberAccess]
+                flow, state, number, history, self.settings
+            )
 
         return save
 

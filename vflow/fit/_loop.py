@@ -151,7 +151,7 @@ class Ascent:
                 if 2 * skipped > count:
                     self._give_up(state, values, explain)
                 state = LoopState(
-                    state.step + count, *carry, np.concatenate([state.values, values])
+                    state.step + count, carry[0], carry[1], np.concatenate([state.values, values])
                 )
                 if save is not None:
                     save(state)
@@ -193,7 +193,7 @@ def _report(state: LoopState, num_steps: int, values: np.ndarray) -> Progress:
 class _Bar:
     """A tqdm bar with value, trend and rate; nothing if switched off."""
 
-    def __init__(self, label: str, total: int, done: int, shown: bool):
+    def __init__(self, label: str, total: int, done: int, shown: bool):  # noqa: FBT001
         self._bar = None
         if shown:
             from tqdm.auto import tqdm

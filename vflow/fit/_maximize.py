@@ -66,7 +66,7 @@ def maximize(
         >>> import jax, jax.numpy as jnp, numpyro.distributions as dist, vflow as vf
         >>> def objective(loc):
         ...     return -(vf.sample("x", dist.Normal(loc, 1.0)) - 3.0) ** 2
-        >>> result = vf.maximize(jax.random.key(0), vf.expect(objective, 64), jnp.zeros(()), 500)
+        >>> result = vf.maximize(jax.random.key(0), vf.expect(objective, 64), jnp.zeros(()), 2000)
         >>> print(abs(float(result.params) - 3.0) < 0.1, round(float(result.value)))
         True -1
     """

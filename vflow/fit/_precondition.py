@@ -97,8 +97,9 @@ def fit_gaussian(target: Target, key: PRNGKeyArray) -> Gaussian:
 
     which keeps the covariance positive definite; a step that lowers the bound is halved. $W$
     comes from differences of gradients along the columns of $L$: no Hessian is compiled. The
-    candidates race, the worse half dropping out every few steps, until two are left. Above 200 coordinates the Gaussian is
-    diagonal and the diagonal of $W$ is estimated along random signs.
+    candidates race, the worse half dropping out every few steps, until two are left.
+    Above 200 coordinates the Gaussian is diagonal and the diagonal of $W$ is estimated along random
+    signs.
 
     Args:
         target: the unconstrained log density.
@@ -202,7 +203,7 @@ def _curvature_root(density: _Density, x: np.ndarray, floor: float) -> np.ndarra
 def _triangular(root: np.ndarray) -> np.ndarray:
     """The lower Cholesky factor of root @ root.T, without forming it."""
     upper = np.linalg.qr(root.T, mode="r")
-    return (upper * np.where(np.diag(upper) < 0, -1.0, 1.0)[:, None]).T
+    return (upper * np.where(np.diag(upper) < 0, -1.0, 1.0)[:, None]).T  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class _State(NamedTuple):

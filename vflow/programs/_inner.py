@@ -135,8 +135,8 @@ def _supports(program: Program, args: tuple, given: dict[str, Any]) -> dict[str,
         return value
 
     def run(key):
-        frame = Frame(key, recorder=Recorder(dict(given), note=note))
-        values, _ = draw(program, args, frame, frame.recorder)
+        recorder = Recorder(dict(given), note=note)
+        values, _ = draw(program, args, Frame(key, recorder=recorder), recorder)
         return values
 
     jax.eval_shape(run, jax.random.key(0))
