@@ -1,5 +1,7 @@
 """The evidence lower bound against its closed form, and what it accepts."""
 
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,7 +35,8 @@ def _closed_form(loc, log_scale):
 
 
 def test_every_exported_objective_is_tested():
-    assert set(OBJECTIVES) == set(vf.objectives.__all__)
+    tests = "".join(path.read_text() for path in pathlib.Path(__file__).parent.glob("*.py"))
+    assert [name for name in vf.objectives.__all__ if f".{name}" not in tests] == []
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

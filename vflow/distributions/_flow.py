@@ -188,8 +188,7 @@ class Flow(AbstractDistribution):
         """
         frame = current_frame("Flow.simulate")
         key = frame.key_for(name, "simulate")
-        gradient = frame.gradient if gradient is None else gradient
-        return self.sample_and_log_prob(key, condition, gradient)
+        return self.sample_and_log_prob(key, condition, frame.gradient_of(gradient))
 
 
 def check_condition(owner: str, condition: Any, shape: tuple[int, ...] | None) -> Array | None:

@@ -1,5 +1,29 @@
 """Floor 5: objectives as programs; each is maximised."""
 
+from vflow.objectives._data_emphasised import data_emphasised_elbo as data_emphasised_elbo
 from vflow.objectives._elbo import elbo as elbo
+from vflow.objectives._fisher import fisher as fisher
+from vflow.objectives._fisher import score_matching as score_matching
+from vflow.objectives._forward_kl import forward_kl as forward_kl
+from vflow.objectives._importance_weighted import importance_weighted as importance_weighted
+from vflow.objectives._iwelbo import iwelbo as iwelbo
+from vflow.objectives._renyi import chi_square as chi_square
+from vflow.objectives._renyi import renyi as renyi
+from vflow.objectives._symmetric_kl import symmetric_kl as symmetric_kl
+from vflow.objectives._wake import wake_p as wake_p
+from vflow.objectives._wake import wake_q as wake_q
 
-__all__ = ["elbo"]
+__all__ = [
+    "chi_square",
+    "data_emphasised_elbo",
+    "elbo",
+    "fisher",
+    "forward_kl",
+    "importance_weighted",
+    "iwelbo",
+    "renyi",
+    "score_matching",
+    "symmetric_kl",
+    "wake_p",
+    "wake_q",
+]

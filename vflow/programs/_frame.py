@@ -123,6 +123,7 @@ class Frame:
         run: shared by all frames of the run.
         loop: flattened index and number of iterations of the enclosing random loops.
         looped: whether there is such a loop.
+        path_allowed: false among several particles, whose use may be nonlinear in log q.
         totals: running sums, each present only once something was added: `score` (of the sites
             visited so far), `loo`, `ema` (parts of it), `cost`, `control`, `log_weight`,
             `base_weight`, `lane_weight`, `fit_linear`, `fit_square`; and of programs being recorded
@@ -136,6 +137,7 @@ class Frame:
     run: Run = dataclasses.field(default_factory=Run)
     loop: tuple[Any, int] = (0, 1)
     looped: bool = False
+    path_allowed: bool = True
     recorder: Recorder | None = None
     names: dict[int, str] = dataclasses.field(default_factory=dict)
     counts: dict[str, int] = dataclasses.field(default_factory=dict)
@@ -152,6 +154,18 @@ class Frame:
                 "use vf.vmap, vf.scan or vf.cond inside an objective, and apply jit and grad to "
                 "vf.expect(objective)."
             )
+
+    def gradient_of(self, gradient: str | None) -> str:
+        """What a `simulate` call is to use: its own wish, or what the objective was given."""
+        gradient = self.gradient if gradient is None else gradient
+        if gradient == "path" and not self.path_allowed:
+            raise ProgramError(
+                'simulate(gradient="path") inside vf.vmap(body, n): dropping the score term is '
+                "biased unless the objective is linear in log q. Use "
+                "vf.objectives.importance_weighted(F, n, gradient='path'), which is unbiased, "
+                "gradient='total', or vf.expect(objective, num_samples=n) for a mean."
+            )
+        return gradient
 
     def label(self, kind: str) -> str:
         """A name for an unnamed block: numbered in program order."""
@@ -222,6 +236,7 @@ class Frame:
             self.run,
             loop,
             self.looped or step is not None,
+            self.path_allowed,
             recorder,
         )
 

@@ -52,7 +52,7 @@ class Program(eqx.Module):
         if condition is not None:
             raise ProgramError("a program has no condition: pass inputs as arguments of simulate.")
         frame = current_frame("simulate")
-        gradient = frame.gradient if gradient is None else gradient
+        gradient = frame.gradient_of(gradient)
         if gradient not in ("total", "path"):
             raise ProgramError(f'gradient must be "total" or "path", got {gradient!r}.')
         return _simulate(self, args, frame, gradient, name)

@@ -57,6 +57,7 @@ def vmap(
 
     def one(key, index, element):
         child = frame.child(block, key, (index, n))
+        child.path_allowed = frame.path_allowed and n == 1
         with running(child):
             out = body() if inputs is None else body(element)
         return out, child.totals, child.records
