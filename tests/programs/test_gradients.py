@@ -16,6 +16,8 @@ REINFORCE, MEASURE, ENUM, REPARAM = (
     vf.reparam(),
 )
 DISCRETE = [ENUM, MEASURE, REINFORCE]
+# The same programs are checked without noise, and faster, in test_exact.
+slow = pytest.mark.slow
 
 
 def square(strategy):
@@ -102,6 +104,7 @@ def test_several_categoricals_at_one_site(key, strategy):
     check(vf.expect(objective), logits, key, value=exact(logits), gradient=jax.grad(exact)(logits))
 
 
+@slow
 @pytest.mark.parametrize("first", [*DISCRETE, vf.disarm()], ids=repr)
 @pytest.mark.parametrize("second", DISCRETE, ids=repr)
 def test_two_flips(key, first, second):
@@ -122,7 +125,11 @@ def test_branch_then_normal(key, strategy):
     check(vf.expect(objective), T, key, value=1.931, gradient=1.19)
 
 
-@pytest.mark.parametrize("strategy", [ENUM, MEASURE, REINFORCE], ids=repr)
+@pytest.mark.parametrize(
+    "strategy",
+    [ENUM, pytest.param(MEASURE, marks=slow), pytest.param(REINFORCE, marks=slow)],
+    ids=repr,
+)
 def test_sites_in_the_branches_of_a_cond(key, strategy):
     def objective(t):
         b = vf.sample("b", dist.Bernoulli(probs=t), strategy)
@@ -152,6 +159,7 @@ def test_scan(key, strategy):
     check(vf.expect(objective), T, key, value=4.47, gradient=4.2)
 
 
+@slow
 @pytest.mark.parametrize("costs", ["returned", "registered"])
 @pytest.mark.parametrize("strategy", [MEASURE, REINFORCE], ids=repr)
 def test_markov_flips_in_a_scan(key, strategy, costs):
@@ -170,6 +178,7 @@ def test_markov_flips_in_a_scan(key, strategy, costs):
         assert state.sd[1] < 6.5  # 6.9 where every cost is multiplied by every score
 
 
+@slow
 def test_scan_inside_vmap(key):
     def objective(t):
         def lane():
@@ -183,7 +192,11 @@ def test_scan_inside_vmap(key):
     check(vf.expect(objective), jnp.array(0.6), key, value=3.84, gradient=8.8)
 
 
-@pytest.mark.parametrize("strategy", [MEASURE, REINFORCE, vf.disarm()], ids=repr)
+@pytest.mark.parametrize(
+    "strategy",
+    [pytest.param(MEASURE, marks=slow), pytest.param(REINFORCE, marks=slow), vf.disarm()],
+    ids=repr,
+)
 def test_vector_of_flips(key, strategy):
     p = jnp.array([0.2, 0.5, 0.7])
 
@@ -206,6 +219,7 @@ def iwelbo(strategy, control=None):
     return vf.expect(objective)
 
 
+@slow
 @pytest.mark.parametrize(
     ("strategy", "control"),
     [(MEASURE, None), (REINFORCE, None), (REINFORCE, "vimco"), (REINFORCE, "loo")],

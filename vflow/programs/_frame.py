@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -290,6 +290,7 @@ class Frame:
 class _Stack(threading.local):
     def __init__(self):
         self.frames: list[Frame] = []
+        self.override: Callable[[str, Any], Any] | None = None
 
 
 _STACK = _Stack()
@@ -304,6 +305,21 @@ def current_frame(what: str) -> Frame:
             "`vf.sample_and_log_prob(key, ...)`."
         )
     return _STACK.frames[-1]
+
+
+@contextlib.contextmanager
+def override(choose: Callable[[str, Any], Any]) -> Iterator[None]:
+    """Let `choose(name, strategy)` replace the strategies of sites while the block runs."""
+    previous, _STACK.override = _STACK.override, choose
+    try:
+        yield
+    finally:
+        _STACK.override = previous
+
+
+def strategy_of(name: str, strategy: Any) -> Any:
+    """The strategy of a site, unless it is overridden."""
+    return strategy if _STACK.override is None else _STACK.override(name, strategy)
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from vflow._core import ProgramError
-from vflow.programs._frame import current_frame
+from vflow.programs._frame import current_frame, strategy_of
 from vflow.programs._site import Site, View
 from vflow.programs._strategy import Strategy
 from vflow.programs.strategies._implicit import Implicit
@@ -55,6 +55,7 @@ def choose(name: str, dist: Any, strategy: Any, scale: Any = None) -> Any:
     if recorder is not None and recorder.note is not None:
         frame.record(name, recorder.note(site))
         return frame.records[name]
+    strategy = strategy_of(name, strategy)
     if strategy is None:
         strategy = _default(site)
     if not isinstance(strategy, Strategy):

@@ -7,10 +7,13 @@ from vflow.programs.strategies._implicit import implicit as implicit
 from vflow.programs.strategies._measure_valued import measure_valued as measure_valued
 from vflow.programs.strategies._path import path as path
 from vflow.programs.strategies._rao_blackwell import rao_blackwell as rao_blackwell
+from vflow.programs.strategies._recommend import Recommendation as Recommendation
+from vflow.programs.strategies._recommend import recommend as recommend
 from vflow.programs.strategies._reinforce import reinforce as reinforce
 from vflow.programs.strategies._reparam import reparam as reparam
 
 __all__ = [
+    "Recommendation",
     "Strategy",
     "disarm",
     "enum",
@@ -18,6 +21,7 @@ __all__ = [
     "measure_valued",
     "path",
     "rao_blackwell",
+    "recommend",
     "reinforce",
     "reparam",
 ]
