@@ -118,3 +118,47 @@ def test_a_site_inside_a_raw_scan_of_a_guide(key):
 
     with pytest.raises(vf.ProgramError, match=r"'s'.*vf\.scan"):
         vf.expect(lambda: vf.from_numpyro(looped).simulate()[1])(key)
+
+
+def test_a_random_subsample_is_unbiased_and_shared_by_guide_and_model(key):
+    """Local latents: the ELBO of three data of ten is that of the ten on average."""
+    data = jnp.linspace(-1.0, 2.0, 10)
+
+    def big():
+        with numpyro.plate("n", 10, subsample_size=3) as i:
+            z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+            numpyro.sample("x", dist.Normal(z, 1.0), obs=data[i])
+
+    def local(p):
+        with numpyro.plate("n", 10, subsample_size=3) as i:
+            numpyro.sample("z", dist.Normal(p * data[i], 0.7))
+
+    def exact(p):
+        # sum over data of -E(z^2)/2 - E(x - z)^2/2 - log 2 pi + entropy
+        spread = ((p * data) ** 2 + 0.49) + (data * (1 - p)) ** 2 + 0.49
+        entropy = 0.5 * jnp.log(2 * jnp.pi * jnp.e * 0.49)
+        return (-0.5 * spread - jnp.log(2 * jnp.pi) + entropy).sum()
+
+    def objective(p):
+        values, log_q = vf.from_numpyro(local, p).simulate()
+        assert values["z"].shape == (3,)
+        return vf.from_numpyro(big).log_prob(values) - log_q
+
+    p = jnp.array(0.3)
+    check(vf.expect(objective), p, key, value=exact(p), gradient=jax.grad(exact)(p))
+
+
+def test_a_guide_that_misses_or_adds_a_site_of_the_model(key):
+    def partial_guide():
+        numpyro.sample("z", dist.Normal(0.0, 1.0))
+
+    def larger_guide():
+        numpyro.sample("b", dist.Normal(0.0, 1.0))
+        numpyro.sample("z", dist.Normal(0.0, 1.0))
+        numpyro.sample("extra", dist.Normal(0.0, 1.0))
+
+    for guide, message in ((partial_guide, "'b'"), (larger_guide, "'extra'")):
+        with pytest.raises(vf.ProgramError, match=message):
+            vf.expect(
+                lambda g=guide: vf.objectives.elbo()(vf.from_numpyro(g), vf.from_numpyro(model))
+            )(key)

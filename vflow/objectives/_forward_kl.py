@@ -75,7 +75,7 @@ def minibatches(data: Array, batch_size: int | None) -> Callable[[PRNGKeyArray],
     return lambda key: data[jax.random.choice(key, n, (batch_size,), replace=False)]
 
 
-def _path(q: Any, log_density: Callable, x: Array) -> Array:
+def _path(q: Any, log_density: Any, x: Array) -> Array:
     if not (hasattr(q, "base") and hasattr(q, "bijection")):
         raise ValueError(f'gradient="path" is for a Flow, got {type(q).__name__}: use "total".')
     z, log_det = q.bijection.inverse_and_log_det(x)

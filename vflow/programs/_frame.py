@@ -129,6 +129,7 @@ class Frame:
             `base_weight`, `lane_weight`, `fit_linear`, `fit_square`; and of programs being recorded
             `log_drawn`, `log_given` and `log_given/<site>`.
         records: values of the sites, where there is a recorder.
+        plates: the random subsamples of NumPyro plates, by name.
     """
 
     key: PRNGKeyArray | None
@@ -143,6 +144,7 @@ class Frame:
     counts: dict[str, int] = dataclasses.field(default_factory=dict)
     totals: dict[str, Any] = dataclasses.field(default_factory=dict)
     records: dict[str, Any] = dataclasses.field(default_factory=dict)
+    plates: dict[str, Any] = dataclasses.field(default_factory=dict)
     trace_state: Any = dataclasses.field(default_factory=get_opaque_trace_state)
 
     def check_trace(self, name: str) -> None:
@@ -305,6 +307,21 @@ def current_frame(what: str) -> Frame:
             "`vf.sample_and_log_prob(key, ...)`."
         )
     return _STACK.frames[-1]
+
+
+def plate_indices(name: str, size: int, count: int) -> Any:
+    """A random subsample of a plate, the same for guide and model; None outside an objective."""
+    state, owner = get_opaque_trace_state(), None
+    for frame in reversed(_STACK.frames):
+        if frame.trace_state != state:
+            break
+        owner = frame if frame.key is not None else owner
+    if owner is None:
+        return None
+    if name not in owner.plates:
+        key = owner.key_for(f"plate {name}", "plate")
+        owner.plates[name] = jax.random.choice(key, size, (count,), replace=False)
+    return owner.plates[name]
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from numpyro.distributions import Unit
 from numpyro.primitives import Messenger
 
 from vflow._core import FitError, ProgramError
+from vflow.programs._frame import plate_indices
 
 _TRACED = (
     jax.errors.ConcretizationTypeError,
@@ -103,10 +104,13 @@ class SiteGuard(Messenger):
                 f"with numpyro.handlers.substitute(model, data={{{name!r}: value}})."
             )
         if kind == "plate" and msg["value"] is None:
-            raise ProgramError(
-                f"plate {name!r} draws a random subsample, which makes the density random: drop "
-                "subsample_size, or fix the indices with numpyro.handlers.substitute."
-            )
+            msg["value"] = plate_indices(name, *msg["args"])
+            if msg["value"] is None:
+                raise ProgramError(
+                    f"plate {name!r} draws a random subsample, which makes the density random "
+                    "outside vf.expect(objective): drop subsample_size, or fix the indices with "
+                    "numpyro.handlers.substitute."
+                )
         if kind not in ("sample", "deterministic"):
             return
         if name in self._seen:
