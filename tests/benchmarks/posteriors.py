@@ -245,8 +245,8 @@ def main():
     methods = options.methods.split(";") if options.methods else METHODS
     rows = json.loads(options.json.read_text()) if options.json and options.json.exists() else []
     done = {(row["method"], row["posterior"], row["seed"]) for row in rows}
-    for name in names:
-        for seed in range(options.seeds):
+    for seed in range(options.seeds):
+        for name in names:
             for method in methods:
                 if (method, name, seed) in done:
                     continue
