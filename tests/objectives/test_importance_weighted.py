@@ -200,6 +200,28 @@ def test_wake_phases(key):
     np.testing.assert_allclose(of_q, [(mean - 0.2 * x) * x / 0.64, 0.0], atol=0.03)
 
 
+def test_self_normalised_renyi_and_its_limits(key):
+    """The target split into prior N(0, 1.5) and what is left as its likelihood."""
+    prior = lambda x: dist.Normal(0.0, 1.5).log_prob(x).sum()
+    likelihood = lambda x: target(x) - prior(x)
+    p = {"m": jnp.array(0.6), "s": jnp.array(1.1)}
+
+    def run(alpha, n, shift=0.0):
+        objective = vf.objectives.vod(likelihood, alpha, n)
+        return float(
+            jax.jit(vf.expect(lambda p: objective(guide(p), lambda x: prior(x) + shift)))(key, p)
+        )
+
+    for alpha in (0.0, 0.5, 1.0):
+        np.testing.assert_allclose(run(alpha, 4), run(alpha, 4, 11.0), rtol=1e-10)
+    np.testing.assert_allclose(run(0.0, 100_000), LOG_Z, atol=0.01)
+    truth = log_moment(0.5, 0.6, 1.1) / 0.5
+    np.testing.assert_allclose(run(0.5, 100_000), truth, atol=0.01)
+    kl = (1.1**2 + 0.4**2 - 1) / 2 - np.log(1.1)
+    np.testing.assert_allclose(run(1.0, 100_000), LOG_Z - kl, atol=0.01)
+    np.testing.assert_allclose(run(1.0, 4), run(1 - 1e-7, 4), rtol=1e-5)
+
+
 def test_path_among_particles_is_refused():
     flow = guide(PARAMS)
     body = lambda: flow.simulate(gradient="path")[1]
@@ -223,6 +245,8 @@ def test_path_among_particles_is_refused():
         (lambda o: o.chi_square(2, order=0.5), "order"),
         (lambda o: o.symmetric_kl(1), "2 or more"),
         (lambda o: o.wake_q(True), "num_particles"),
+        (lambda o: o.vod(target, float("nan"), 2), "alpha"),
+        (lambda o: o.vod(target, 0.5, 1), "2 or more"),
         (lambda o: o.data_emphasised_elbo(target, 0.0), "kappa"),
     ],
 )

@@ -10,6 +10,7 @@ from vflow.objectives._iwelbo import iwelbo as iwelbo
 from vflow.objectives._renyi import chi_square as chi_square
 from vflow.objectives._renyi import renyi as renyi
 from vflow.objectives._symmetric_kl import symmetric_kl as symmetric_kl
+from vflow.objectives._vod import vod as vod
 from vflow.objectives._wake import wake_p as wake_p
 from vflow.objectives._wake import wake_q as wake_q
 
@@ -24,6 +25,7 @@ __all__ = [
     "renyi",
     "score_matching",
     "symmetric_kl",
+    "vod",
     "wake_p",
     "wake_q",
 ]
