@@ -263,6 +263,30 @@ def test_implicit_beta(key):
     check(vf.expect(objective), params, key, value=0.2, gradient=truth)
 
 
+@pytest.mark.parametrize(
+    ("make", "params", "second_moment"),
+    [
+        (lambda p: dist.Gamma(p[0], p[1]), [2.0, 1.5], lambda p: p[0] * (p[0] + 1) / p[1] ** 2),
+        (
+            dist.Dirichlet,
+            [2.0, 1.0, 3.0],
+            lambda p: p[0] * (p[0] + 1) / (p.sum() * (p.sum() + 1)),
+        ),
+        (
+            lambda p: dist.StudentT(p[0], 0.0, p[1]),
+            [12.0, 1.5],
+            lambda p: p[1] ** 2 * p[0] / (p[0] - 2),
+        ),
+    ],
+    ids=["gamma", "dirichlet", "student"],
+)
+def test_implicit_families(key, make, params, second_moment):
+    params = jnp.array(params)
+    estimate = vf.expect(lambda p: jnp.ravel(vf.sample("x", make(p), vf.implicit()))[0] ** 2)
+    value, slope = jax.value_and_grad(second_moment)(params)
+    check(estimate, params, key, value=value, gradient=slope, absolute=0.003)
+
+
 def test_implicit_by_the_distribution_function(key):
     # no sampler of its own derivative: the cdf alone
     class Opaque(dist.Exponential):

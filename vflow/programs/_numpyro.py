@@ -217,7 +217,8 @@ def from_numpyro(
         model: a function with NumPyro sites; not its result.
         *args: positional arguments of the model, from the first; the rest may come later, in
             `simulate(...)` and `log_prob(values, ...)`.
-        strategies: how the gradient is estimated, a dict `site name -> strategy`.
+        strategies: how the gradient is estimated, a dict `site name -> strategy`; a site may also
+            carry its own, `numpyro.sample(..., infer={"strategy": vf.enum()})`.
         **kwargs: keyword arguments of the model.
 
     Returns:
