@@ -152,6 +152,8 @@ def run_peer(method, posterior, seed, clock, options):
         "elbo": float(np.mean(log_w)),
         "errors": (math.nan, math.nan),
     }
+    if result["status"]:
+        return result
     keys = iter(jax.random.split(judge_key, 64))
     try:
         x = resample(
