@@ -116,9 +116,7 @@ def test_ctrl_c_returns_the_best_so_far():
     def press(progress):
         raise KeyboardInterrupt
 
-    result = vf.fit(
-        jax.random.key(7), CORRELATED, num_samples=8, callback=press, progress=False
-    )
+    result = vf.fit(jax.random.key(7), CORRELATED, num_samples=8, callback=press, progress=False)
     assert len(result.history) == 100
     assert any("interrupted after 100 of 2000" in note for note in result.settings["notes"])
 

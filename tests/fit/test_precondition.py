@@ -68,8 +68,6 @@ def test_a_density_that_is_finite_nowhere_is_refused_with_its_sites():
 
 def test_a_start_where_the_density_breaks_is_left_out():
     # NaN for x[0] <= 0: half of the starts break, the rest find the mode at 1.
-    target = vf.Target(
-        lambda x: 20 * jnp.log(x[0]) - 20 * x[0] - 0.5 * x[1] ** 2, dim=2
-    )
+    target = vf.Target(lambda x: 20 * jnp.log(x[0]) - 20 * x[0] - 0.5 * x[1] ** 2, dim=2)
     found = fit_gaussian(target, jax.random.key(4))
     assert abs(found.loc[0] - 1.0) < 0.2

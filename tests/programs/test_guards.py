@@ -40,7 +40,7 @@ def raw_checkpoint(t):
 
 @pytest.mark.parametrize("outer", ["eager", "jit"])
 @pytest.mark.parametrize(
-    "body", [raw_vmap, raw_scan, raw_cond, raw_jit, raw_grad, raw_checkpoint], ids=repr
+    "body", [raw_vmap, raw_scan, raw_cond, raw_jit, raw_grad, raw_checkpoint], ids=lambda body: body.__name__
 )
 def test_a_site_inside_a_raw_transformation(body, outer):
     estimate = vf.expect(body)

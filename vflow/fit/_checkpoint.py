@@ -77,7 +77,10 @@ class Checkpoint:
         }
         tree = restore(self.path, leaves, like)
         state = LoopState(
-            header["step"], partition(tree["flow"])[0], tree["optimizer"], np.asarray(tree["values"])
+            header["step"],
+            partition(tree["flow"])[0],
+            tree["optimizer"],
+            np.asarray(tree["values"]),
         )
         return Resumed(
             tree["flow"], state, header["round"], np.asarray(tree["history"]), header["settings"]

@@ -13,6 +13,8 @@ from vflow.targets import Target
 
 # One batch size everywhere: one compilation serves the verdict, `sample` and `resample`.
 BATCH = 4096
+# The model runs on this many at once: memory grows with it times the number of data rows.
+_BLOCK = 512
 
 
 class Drawer:
@@ -30,7 +32,7 @@ class Drawer:
         def weighted(flow: Any, key: PRNGKeyArray):
             keys = jax.random.split(key, BATCH)
             x, log_q = jax.vmap(flow.sample_and_log_prob)(keys)
-            return x, jax.vmap(target.log_prob)(x) - log_q
+            return x, jax.lax.map(target.log_prob, x, batch_size=_BLOCK) - log_q
 
         @eqx.filter_jit
         def plain(flow: Any, key: PRNGKeyArray):
@@ -38,7 +40,9 @@ class Drawer:
 
         self._weighted: Callable = weighted
         self._plain: Callable = plain
-        self._constrain: Callable = eqx.filter_jit(jax.vmap(target.constrain))
+        self._constrain: Callable = eqx.filter_jit(
+            lambda x: jax.lax.map(target.constrain, x, batch_size=_BLOCK)
+        )
 
     def weighted(self, flow: Any, key: PRNGKeyArray, n: int) -> tuple[np.ndarray, np.ndarray]:
         """`n` draws, shape (n, dim), and their log weights log p - log q, shape (n,), on the host."""

@@ -76,9 +76,7 @@ class Ascent:
         def step(key, carry, index):
             params, state = carry
             value, grad = value_and_grad(jax.random.fold_in(key, index), params)
-            updates, new_state = optimizer.update(
-                jax.tree.map(jnp.negative, grad), state, params
-            )
+            updates, new_state = optimizer.update(jax.tree.map(jnp.negative, grad), state, params)
             new_params = jax.tree.map(lambda p, u: (p + u).astype(p.dtype), params, updates)
             ok = jnp.isfinite(value) & _finite(grad) & _finite(new_params)
             carry = jax.tree.map(
@@ -96,9 +94,7 @@ class Ascent:
                     carry,
                 )
 
-            blank = jnp.full_like(
-                jax.eval_shape(step, key, carry, start)[1], jnp.nan
-            )
+            blank = jnp.full_like(jax.eval_shape(step, key, carry, start)[1], jnp.nan)
             return jax.lax.scan(body, carry, jnp.arange(CHUNK))
 
         self._chunk = chunk

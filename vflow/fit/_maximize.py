@@ -79,7 +79,9 @@ def maximize(
     params = jax.tree.map(lambda x: jax.numpy.asarray(x) if isinstance(x, float) else x, params)
     trainable, static = partition(params)
     if not jax.tree.leaves(trainable):
-        raise ValueError("maximize: params has no trainable leaf: floating-point arrays are needed.")
+        raise ValueError(
+            "maximize: params has no trainable leaf: floating-point arrays are needed."
+        )
 
     def objective(trainable, key):
         return estimate(key, combine(trainable, static))
@@ -91,9 +93,9 @@ def maximize(
     outcome = Ascent(value_and_grad, optimizer).run(
         train_key, trainable, num_steps, progress=progress, callback=callback, label="maximize"
     )
-    fresh = jax.jit(
-        lambda trainable, keys: jax.lax.map(lambda k: objective(trainable, k), keys)
-    )(outcome.params, jax.random.split(fresh_key, _FRESH))
+    fresh = jax.jit(lambda trainable, keys: jax.lax.map(lambda k: objective(trainable, k), keys))(
+        outcome.params, jax.random.split(fresh_key, _FRESH)
+    )
     fresh = np.asarray(fresh, np.float64)
     if not np.isfinite(fresh).all():
         raise FitError(

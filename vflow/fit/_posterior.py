@@ -28,6 +28,10 @@ _SUMMARY_DRAWS = 4 * BATCH
 _TABLE_ROWS = 40
 
 
+# The settings that print; the others are for the record.
+_TOLD = ("gradient", "num_steps", "num_samples", "preconditioner", "dtype", "seconds")
+
+
 class Posterior:
     r"""A fitted posterior: draws, densities, and the verdict on whether to trust them.
 
@@ -329,7 +333,7 @@ class Posterior:
             f"k-hat {self.khat:.2f} (trusted below {verdict.khat_threshold:.2f}), importance ESS "
             f"fraction {self.ess_fraction:.3f}, on {verdict.num_draws} fresh draws",
         ]
-        told = {k: v for k, v in settings.items() if k != "notes" and v is not None}
+        told = {k: settings[k] for k in _TOLD if settings.get(k) is not None}
         lines += textwrap.wrap(_short(told)[1:-1], 100)
         lines += [f"note: {note}" for note in settings["notes"]]
         return "\n".join([*lines, "", self.summary().text(_TABLE_ROWS)])

@@ -314,5 +314,3 @@ class _Climber:
             return None
         white = -state.tril.T @ second
         return (white + white.T) / 2 - np.eye(dim)
-
-

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import equinox as eqx
 import jax
 import numpy as np
 import optax
@@ -100,17 +99,10 @@ def choose_gradient(
             f"objective {name} is not known to be linear in log q, where dropping the score term "
             "would be biased"
         )
+    elif isinstance(flow, Flow):
+        reason = flow.path_refusal()
     else:
-        try:
-            eqx.filter_eval_shape(
-                lambda flow, key: flow.sample_and_log_prob(key, gradient="path"),
-                flow,
-                jax.random.key(0),
-            )
-        except NotImplementedError as error:
-            reason = str(error)
-        except TypeError:
-            reason = f"{type(flow).__name__} has no path gradient"
+        reason = f"{type(flow).__name__} has no path gradient"
     if reason is None:
         return "path", None
     if gradient == "path":
