@@ -27,7 +27,7 @@ bench: $(VENV)/.installed
 	set -e; for script in tests/benchmarks/[a-z]*.py; do $(BIN)/python "$$script"; done
 
 docs: $(VENV)/.docs
-	$(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

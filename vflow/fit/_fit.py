@@ -266,6 +266,11 @@ class _Run:
                     f"after {len(outcome.values)} of {self.num_steps} steps."
                 )
                 break
+            if outcome.stopped == "converged":
+                notes.append(
+                    f"Training ended after {len(outcome.values)} of {self.num_steps} steps: the "
+                    "bound is tight."
+                )
             if verdict.status == "ok":
                 break
         skipped = int(np.isnan(history).sum())

@@ -286,8 +286,11 @@ class _Climber:
             precision = 1 + step * curvature + 0.5 * step**2 * curvature**2
             tril = state.tril / np.sqrt(precision)
             return self._evaluate(state.loc + step * tril**2 * state.mean_grad, tril, longer)
-        precision = np.eye(len(curvature)) + step * curvature
-        precision += 0.5 * step**2 * curvature @ curvature
+        with np.errstate(over="ignore", invalid="ignore"):
+            precision = np.eye(len(curvature)) + step * curvature
+            precision += 0.5 * step**2 * curvature @ curvature
+        if not np.isfinite(precision).all():
+            return None
         values, vectors = np.linalg.eigh(precision)
         if not (values > 0).all():
             return None

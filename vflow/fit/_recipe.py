@@ -97,7 +97,8 @@ def choose_gradient(
         name = getattr(objective, "__name__", type(objective).__name__)
         reason = (
             f"objective {name} is not known to be linear in log q, where dropping the score term "
-            "would be biased"
+            "would be biased (a function of log weights has an unbiased rule of its own: "
+            "vf.objectives.importance_weighted)"
         )
     elif isinstance(flow, Flow):
         reason = flow.path_refusal()
