@@ -3,21 +3,7 @@
 import operator
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import optax
-from jaxtyping import PRNGKeyArray
-
-
-def check_key(owner: str, key: Any) -> PRNGKeyArray:
-    """A typed key; legacy uint32 keys are wrapped."""
-    if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        if key.shape != ():
-            raise ValueError(f"{owner}: key must be a single key, got shape {key.shape}.")
-        return key
-    if isinstance(key, jax.Array) and key.dtype == jnp.uint32 and key.shape == (2,):
-        return jax.random.wrap_key_data(key)
-    raise TypeError(f"{owner}: key must be a PRNG key, jax.random.key(0), got {key!r}.")
 
 
 def check_count(owner: str, name: str, value: Any) -> int:

@@ -13,12 +13,12 @@ from jaxtyping import PRNGKeyArray
 from vflow._core import FitError, combine, partition
 from vflow.bijections import AbstractBijection
 from vflow.distributions import AbstractDistribution
+from vflow.distributions._sampling import as_key
 from vflow.fit._checkpoint import Checkpoint, Resumed, key_words, structure_of
 from vflow.fit._checks import (
     check_callable,
     check_choice,
     check_count,
-    check_key,
     check_optimizer,
 )
 from vflow.fit._draws import Drawer
@@ -110,7 +110,7 @@ def fit(
         Rezende & Mohamed 2015 (arXiv 1505.05770); Agrawal, Sheldon & Domke 2020 (arXiv 2006.10343)
         for the recipe; Yao, Vehtari, Simpson & Gelman 2018 (arXiv 1802.02538) for the verdict.
     """
-    key = check_key("fit", key)
+    key = as_key(key)
     target = _target(program_or_target, flow)
     optimizer = check_optimizer("fit", optimizer)
     escalate = num_steps is None

@@ -10,7 +10,8 @@ import optax
 from jaxtyping import Array, PRNGKeyArray
 
 from vflow._core import Estimate, FitError, combine, partition
-from vflow.fit._checks import check_callable, check_count, check_key, check_optimizer
+from vflow.distributions._sampling import as_key
+from vflow.fit._checks import check_callable, check_count, check_optimizer
 from vflow.fit._loop import Ascent, Progress
 
 _FRESH = 256  # fresh evaluations behind the final value
@@ -70,7 +71,7 @@ def maximize(
         >>> print(abs(float(result.params) - 3.0) < 0.1, round(float(result.value)))
         True -1
     """
-    key = check_key("maximize", key)
+    key = as_key(key)
     check_callable("maximize", "estimate", estimate)
     num_steps = check_count("maximize", "num_steps", num_steps)
     optimizer = check_optimizer("maximize", optimizer)
