@@ -16,6 +16,7 @@ from vflow_kernels._low_rank import low_rank_solve as low_rank_solve
 from vflow_kernels._lu import lu_log_det as lu_log_det
 from vflow_kernels._lu import lu_matvec as lu_matvec
 from vflow_kernels._lu import lu_solve as lu_solve
+from vflow_kernels._root import monotone_root as monotone_root
 from vflow_kernels._triangular import triangular_log_det as triangular_log_det
 from vflow_kernels._triangular import triangular_matvec as triangular_matvec
 from vflow_kernels._triangular import triangular_solve as triangular_solve
@@ -30,6 +31,7 @@ __all__ = [
     "lu_log_det",
     "lu_matvec",
     "lu_solve",
+    "monotone_root",
     "soft_clamp",
     "standard_normal_log_density",
     "student_t_log_density",

@@ -71,6 +71,12 @@ KERNELS = {
     "lu_log_det": (vflow_kernels.lu_log_det, ("factors",)),
     "lu_matvec": _lu("lu_matvec"),
     "lu_solve": _lu("lu_solve"),
+    "monotone_root": (
+        lambda y, scale: vflow_kernels.monotone_root(
+            lambda x, scale: x + scale * jnp.tanh(x), scale, y
+        ),
+        ("y", "diagonal"),
+    ),
     "soft_clamp": (lambda raw: vflow_kernels.soft_clamp(raw, -2.0, 0.1), ("raw",)),
     "standard_normal_log_density": (vflow_kernels.standard_normal_log_density, ("x",)),
     "student_t_log_density": (vflow_kernels.student_t_log_density, ("x", "df")),
