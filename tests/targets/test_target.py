@@ -11,6 +11,7 @@ from numpyro import handlers
 from numpyro.contrib.control_flow import scan
 from numpyro.distributions import constraints
 from numpyro.infer.reparam import LocScaleReparam
+from numpyro.infer.util import log_density
 from scipy import special, stats
 
 import vflow as vf
@@ -253,6 +254,42 @@ def test_sites_inside_a_numpyro_scan():
     assert target.log_prob(x) == pytest.approx(expected, rel=1e-13)
     assert sum(target.terms(x).values()) == pytest.approx(expected, rel=1e-13)
     np.testing.assert_allclose(target.unconstrain(target.constrain(x)), x, **CLOSE)
+
+
+def test_densities_inside_another_numpyro_model_keep_their_sites_to_themselves():
+    def inner(y):
+        s = numpyro.sample("s", dist.HalfNormal(1.0))
+
+        def step(previous, y_t):
+            z = numpyro.sample("z", dist.Normal(previous, s))
+            numpyro.sample("y", dist.Normal(z, 1.0), obs=y_t)
+            return z, None
+
+        scan(step, 0.0, y)
+        with numpyro.plate("n", 2):
+            numpyro.sample("w", dist.Normal(0.0, 1.0))
+
+    program = vf.from_numpyro(inner, np.array([1.0, 2.0]))
+    target = vf.target(program)
+
+    def outer(of_target):
+        x = numpyro.sample("x", dist.Normal(0.0, 1.0).expand([5]).to_event(1))
+        if of_target:
+            numpyro.factor("density", target.log_prob(x))
+        else:
+            numpyro.factor("density", program.log_prob(target.constrain(x)))
+
+    x = np.array([0.1, -0.2, 0.3, 0.5, -0.5])
+    log_jacobian = sum(v for k, v in target.terms(x).items() if k.startswith("jacobian"))
+    for of_target, density in (
+        (True, target.log_prob(x)),
+        (False, target.log_prob(x) - log_jacobian),
+    ):
+        with handlers.seed(rng_seed=0), handlers.scale(scale=1.0):
+            total, trace = log_density(outer, (of_target,), {}, {"x": x})
+        assert set(trace) == {"x", "density"}
+        expected = density + stats.norm.logpdf(x).sum()
+        assert total == pytest.approx(float(expected), rel=1e-12)
 
 
 def test_prior_draws_follow_the_prior_and_are_finite(schools, key, no_key_reuse):

@@ -123,12 +123,21 @@ class SiteGuard(Messenger):
             _check_observed(name, site_shape(msg), msg["value"])
 
 
+class _Apart(Messenger):
+    """Keeps what happens inside from the NumPyro handlers that are active outside."""
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        # handlers.block would also ask for a random key, which scoring has none of.
+        msg["stop"] = True
+
+
 @contextlib.contextmanager
 def running_model(model: Callable[..., Any], *, validate: bool = False) -> Iterator[SiteGuard]:
     """A guard around a model; whatever fails inside the block becomes a ProgramError.
 
     Models broadcast freely, so a strict `jax_numpy_rank_promotion` is lifted inside. Whether
-    NumPyro validates does not depend on its global setting.
+    NumPyro validates does not depend on its global setting. Handlers outside the block do not see
+    the model's sites: a density may be evaluated inside another NumPyro model.
 
     Args:
         model: the model.
@@ -141,6 +150,7 @@ def running_model(model: Callable[..., Any], *, validate: bool = False) -> Itera
             jax.numpy_rank_promotion("allow"),
             numpyro.validation_enabled(validate),
             warnings.catch_warnings(),
+            _Apart(),
         ):
             warnings.filterwarnings("ignore", "Out-of-support values")  # told by the -inf
             yield guard
