@@ -13,10 +13,17 @@ def _flow_of_flow(key):
     return perturb(vd.Flow(inner, layer), key)
 
 
+def _rows(key):
+    layer = vb.Elementwise(key, 1, transformer=vb.SinhArcsinhTransformer())
+    row = perturb(vd.Flow(vd.Normal(1), layer), key)
+    return vd.RowCorrelated(row, jnp.array([[1.0, 0.8], [0.8, 1.0]]), 0.3)
+
+
 # Events of one or two coordinates: the laws integrate them on a grid.
 DISTRIBUTIONS = {
     "Normal 1": lambda key: vd.Normal(1),
     "Normal 2": lambda key: vd.Normal((2,)),
+    "RowCorrelated": _rows,
     "StudentT heavy": lambda key: vd.StudentT(jnp.array([1.5])),
     "StudentT mixed": lambda key: vd.StudentT(jnp.array([jnp.inf, 3.0]), trainable=True),
     "StudentT light": lambda key: vd.StudentT(jnp.array([jnp.inf]), trainable=True),

@@ -1,6 +1,7 @@
 """What every flow constructor promises; a new one joins through the registry."""
 
 import functools as ft
+import pathlib
 from typing import Any, NamedTuple
 
 import jax
@@ -67,8 +68,14 @@ def _results(name) -> _Results:
     return _Results(start, flow, condition, keys, values, gradients)
 
 
+# Families that are no `Flow`, and the tests of their own.
+OTHERS = {"injective": "objectives/test_free_form.py"}
+
+
 def test_every_exported_flow_is_in_the_registry():
-    assert {name.split()[0] for name in FLOWS} == set(vf.flows.__all__)
+    assert {name.split()[0] for name in FLOWS} | set(OTHERS) == set(vf.flows.__all__)
+    tests = pathlib.Path(__file__).parents[1]
+    assert all((tests / path).is_file() for path in OTHERS.values())
 
 
 def _largest(tree):

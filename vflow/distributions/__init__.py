@@ -2,8 +2,18 @@
 
 from vflow.distributions._distribution import AbstractDistribution as AbstractDistribution
 from vflow.distributions._flow import Flow as Flow
+from vflow.distributions._free_form import FreeForm as FreeForm
 from vflow.distributions._normal import Normal as Normal
+from vflow.distributions._row_correlated import RowCorrelated as RowCorrelated
 from vflow.distributions._sampling import sample_and_log_prob as sample_and_log_prob
 from vflow.distributions._student_t import StudentT as StudentT
 
-__all__ = ["AbstractDistribution", "Flow", "Normal", "StudentT", "sample_and_log_prob"]
+__all__ = [
+    "AbstractDistribution",
+    "Flow",
+    "FreeForm",
+    "Normal",
+    "RowCorrelated",
+    "StudentT",
+    "sample_and_log_prob",
+]

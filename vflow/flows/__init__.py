@@ -2,5 +2,7 @@
 
 from vflow.flows._coupling import coupling as coupling
 from vflow.flows._gaussian import gaussian as gaussian
+from vflow.flows._injective import injective as injective
+from vflow.flows._kernelised import kernelised as kernelised
 
-__all__ = ["coupling", "gaussian"]
+__all__ = ["coupling", "gaussian", "injective", "kernelised"]

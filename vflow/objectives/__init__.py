@@ -1,10 +1,12 @@
 """Floor 5: objectives as programs; each is maximised."""
 
 from vflow.objectives._data_emphasised import data_emphasised_elbo as data_emphasised_elbo
+from vflow.objectives._dependent import dependent_likelihood as dependent_likelihood
 from vflow.objectives._elbo import elbo as elbo
 from vflow.objectives._fisher import fisher as fisher
 from vflow.objectives._fisher import score_matching as score_matching
 from vflow.objectives._forward_kl import forward_kl as forward_kl
+from vflow.objectives._free_form import free_form as free_form
 from vflow.objectives._importance_weighted import importance_weighted as importance_weighted
 from vflow.objectives._iwelbo import iwelbo as iwelbo
 from vflow.objectives._renyi import chi_square as chi_square
@@ -17,9 +19,11 @@ from vflow.objectives._wake import wake_q as wake_q
 __all__ = [
     "chi_square",
     "data_emphasised_elbo",
+    "dependent_likelihood",
     "elbo",
     "fisher",
     "forward_kl",
+    "free_form",
     "importance_weighted",
     "iwelbo",
     "renyi",
