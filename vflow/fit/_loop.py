@@ -62,20 +62,21 @@ class Ascent:
     the device; a chunk in which more than half of the steps were skipped raises.
 
     Args:
-        value_and_grad: `(key, params) -> (value, gradient)` of the objective to be maximised.
+        value_and_grad: `(key, params, *inputs) -> (value, gradient)` of the objective to be
+            maximised.
         optimizer: any optax transformation.
     """
 
     def __init__(
         self,
-        value_and_grad: Callable[[PRNGKeyArray, Any], tuple[Array, Any]],
+        value_and_grad: Callable[..., tuple[Array, Any]],
         optimizer: optax.GradientTransformation,
     ):
         self.optimizer = optimizer
 
-        def step(key, carry, index):
+        def step(key, carry, index, inputs):
             params, state = carry
-            value, grad = value_and_grad(jax.random.fold_in(key, index), params)
+            value, grad = value_and_grad(jax.random.fold_in(key, index), params, *inputs)
             updates, new_state = optimizer.update(jax.tree.map(jnp.negative, grad), state, params)
             new_params = jax.tree.map(lambda p, u: (p + u).astype(p.dtype), params, updates)
             ok = jnp.isfinite(value) & _finite(grad) & _finite(new_params)
@@ -85,16 +86,16 @@ class Ascent:
             return carry, jnp.where(ok, value, jnp.nan)
 
         @jax.jit
-        def chunk(key, carry, start, count):
+        def chunk(key, carry, start, count, inputs):
             def body(carry, i):
                 return jax.lax.cond(
                     i < count,
-                    lambda carry: step(key, carry, start + i),
+                    lambda carry: step(key, carry, start + i, inputs),
                     lambda carry: (carry, blank),
                     carry,
                 )
 
-            blank = jnp.full_like(jax.eval_shape(step, key, carry, start)[1], jnp.nan)
+            blank = jnp.full_like(jax.eval_shape(step, key, carry, start, inputs)[1], jnp.nan)
             return jax.lax.scan(body, carry, jnp.arange(CHUNK))
 
         self._chunk = chunk
@@ -105,6 +106,7 @@ class Ascent:
         params: Any,
         num_steps: int,
         *,
+        inputs: tuple[Any, ...] = (),
         resume: LoopState | None = None,
         progress: bool = False,
         callback: Callable[[Progress], Any] | None = None,
@@ -119,6 +121,7 @@ class Ascent:
             key: step i uses `fold_in(key, i)`, so that a resumed run equals an undisturbed one.
             params: trainable leaves to start from.
             num_steps: how many steps in all.
+            inputs: further arguments of `value_and_grad`: data that is not to be compiled in.
             resume: the state to go on from; `params` is then ignored.
             progress: whether to show a progress bar.
             callback: called after every chunk; a true return value stops the run.
@@ -140,7 +143,7 @@ class Ascent:
             while state.step < num_steps and stopped is None:
                 count = min(CHUNK, num_steps - state.step)
                 carry, values = self._chunk(
-                    key, (state.params, state.optimizer_state), state.step, count
+                    key, (state.params, state.optimizer_state), state.step, count, inputs
                 )
                 values = np.asarray(values, np.float64)[:count]
                 skipped = int(np.isnan(values).sum())

@@ -13,6 +13,7 @@ from vflow._core import Estimate, FitError, combine, partition
 from vflow.distributions._sampling import as_key
 from vflow.fit._checks import check_callable, check_count, check_optimizer
 from vflow.fit._loop import Ascent, Progress
+from vflow.fit._minibatch import check_data, take_rows
 
 _FRESH = 256  # fresh evaluations behind the final value
 
@@ -38,6 +39,8 @@ def maximize(
     num_steps: int = 1000,
     optimizer: optax.GradientTransformation | None = None,
     *,
+    data: Any = None,
+    batch: int | None = None,
     progress: bool = False,
     callback: Callable[[Progress], Any] | None = None,
 ) -> Maximum:
@@ -47,17 +50,28 @@ def maximize(
     estimate made by `vf.expect` has an unbiased gradient, so the usual conditions for
     convergence to a stationary point hold.
 
+    With `data`, the estimate is $S(k, \theta, \text{rows})$ of `batch` rows, drawn afresh for every
+    step without replacement. The objective is then its mean over minibatches: for a mean over rows
+    that is the mean over all n of them, and for $n/\text{batch}$ times a sum over rows it is the
+    sum over all of them, so that value and gradient stay unbiased. A function of the rows that is
+    not linear in their terms has no such rule.
+
     Args:
         key: PRNG key; step t uses one folded from it.
-        estimate: `S(key, params) -> scalar`, as `vf.expect` returns it.
+        estimate: `S(key, params) -> scalar`, as `vf.expect` returns it; `S(key, params, rows)` with
+            `data`.
         params: a module or any pytree; its floating-point leaves outside `Frozen` are trained.
         num_steps: number of steps.
         optimizer: an optax transformation; Adam with cosine decay from 1e-2 by default.
+        data: a pytree of arrays with the rows along their leading axis; the estimate gets it, or
+            the rows of a minibatch, in the same structure.
+        batch: number of rows a step sees; all by default.
         progress: whether to show a progress bar.
         callback: called with a `Progress` after every chunk of steps; a true value stops.
 
     Returns:
-        A `Maximum`: `params`, `value` (on 256 fresh keys) and `history`.
+        A `Maximum`: `params`, `value` (on 256 fresh keys, with minibatches of their own) and
+        `history`.
 
     Raises:
         FitError: value or gradient stay non-finite.
@@ -84,19 +98,36 @@ def maximize(
             "maximize: params has no trainable leaf: floating-point arrays are needed."
         )
 
-    def objective(trainable, key):
-        return estimate(key, combine(trainable, static))
+    inputs = ()
+    if data is not None or batch is not None:
+        data, batch = check_data("maximize", data, batch)
+        inputs = (data,)
 
-    def value_and_grad(key, trainable):
-        return jax.value_and_grad(objective)(trainable, key)
+    def objective(trainable, key, *inputs):
+        params = combine(trainable, static)
+        if not inputs:
+            return estimate(key, params)
+        key, key_rows = jax.random.split(key)
+        return estimate(key, params, take_rows(key_rows, *inputs, batch))
+
+    def value_and_grad(key, trainable, *inputs):
+        return jax.value_and_grad(objective)(trainable, key, *inputs)
+
+    @jax.jit
+    def evaluate(trainable, keys, inputs):
+        return jax.lax.map(lambda key: objective(trainable, key, *inputs), keys)
 
     train_key, fresh_key = jax.random.split(key)
     outcome = Ascent(value_and_grad, optimizer).run(
-        train_key, trainable, num_steps, progress=progress, callback=callback, label="maximize"
+        train_key,
+        trainable,
+        num_steps,
+        inputs=inputs,
+        progress=progress,
+        callback=callback,
+        label="maximize",
     )
-    fresh = jax.jit(lambda trainable, keys: jax.lax.map(lambda k: objective(trainable, k), keys))(
-        outcome.params, jax.random.split(fresh_key, _FRESH)
-    )
+    fresh = evaluate(outcome.params, jax.random.split(fresh_key, _FRESH), inputs)
     fresh = np.asarray(fresh, np.float64)
     if not np.isfinite(fresh).all():
         raise FitError(
