@@ -68,8 +68,11 @@ def _results(name) -> _Results:
     return _Results(start, flow, condition, keys, values, gradients)
 
 
-# Families that are no `Flow`, and the tests of their own.
-OTHERS = {"injective": "objectives/test_free_form.py"}
+# Families outside the laws, and the tests of their own.
+OTHERS = {
+    "continuous": "bijections/test_continuous.py",  # exact to a tolerance
+    "injective": "objectives/test_free_form.py",
+}
 
 
 def test_every_exported_flow_is_in_the_registry():

@@ -4,11 +4,14 @@ from vflow.bijections._affine import Affine as Affine
 from vflow.bijections._bijection import AbstractBijection as AbstractBijection
 from vflow.bijections._chain import Chain as Chain
 from vflow.bijections._chain import Scan as Scan
+from vflow.bijections._continuous import Continuous as Continuous
 from vflow.bijections._coupling import Coupling as Coupling
 from vflow.bijections._elementwise import Elementwise as Elementwise
 from vflow.bijections._identity import Identity as Identity
+from vflow.bijections._kernelised_coupling import KernelisedCoupling as KernelisedCoupling
 from vflow.bijections._low_rank_affine import LowRankAffine as LowRankAffine
 from vflow.bijections._lu_linear import LULinear as LULinear
+from vflow.bijections._masked_autoregressive import MaskedAutoregressive as MaskedAutoregressive
 from vflow.bijections._permute import Flip as Flip
 from vflow.bijections._permute import Permute as Permute
 from vflow.bijections._sinh_arcsinh import SinhArcsinhTransformer as SinhArcsinhTransformer
@@ -24,14 +27,17 @@ __all__ = [
     "Affine",
     "AffineTransformer",
     "Chain",
+    "Continuous",
     "Coupling",
     "Elementwise",
     "Flip",
     "Freeze",
     "Identity",
     "Invert",
+    "KernelisedCoupling",
     "LULinear",
     "LowRankAffine",
+    "MaskedAutoregressive",
     "Permute",
     "Scan",
     "SinhArcsinhTransformer",
