@@ -10,6 +10,9 @@ from vflow_kernels._coupling import affine_coupling_push_score as affine_couplin
 from vflow_kernels._coupling import soft_clamp as soft_clamp
 from vflow_kernels._densities import standard_normal_log_density as standard_normal_log_density
 from vflow_kernels._densities import student_t_log_density as student_t_log_density
+from vflow_kernels._kernel_expansion import kernel_expansion as kernel_expansion
+from vflow_kernels._kernel_expansion import median_lengthscale as median_lengthscale
+from vflow_kernels._kernel_expansion import radial_kernel as radial_kernel
 from vflow_kernels._low_rank import low_rank_log_det as low_rank_log_det
 from vflow_kernels._low_rank import low_rank_matvec as low_rank_matvec
 from vflow_kernels._low_rank import low_rank_solve as low_rank_solve
@@ -25,6 +28,7 @@ __all__ = [
     "affine_coupling_forward",
     "affine_coupling_inverse",
     "affine_coupling_push_score",
+    "kernel_expansion",
     "low_rank_log_det",
     "low_rank_matvec",
     "low_rank_solve",
@@ -32,6 +36,8 @@ __all__ = [
     "lu_matvec",
     "lu_solve",
     "monotone_root",
+    "median_lengthscale",
+    "radial_kernel",
     "soft_clamp",
     "standard_normal_log_density",
     "student_t_log_density",

@@ -39,4 +39,11 @@ FLOWS = {
     "coupling 5": lambda key: vf.flows.coupling(
         key, 5, base=_heavy(), tails=vf.bijections.TriangularAffine(5), **SMALL
     ),
+    "kernelised": lambda key: vf.flows.kernelised(key, 2, num_layers=3, num_centres=4),
+    "kernelised 1 conditional": lambda key: vf.flows.kernelised(
+        key, 1, condition_dim=3, num_layers=1, num_centres=4, kernel="matern32"
+    ),
+    "kernelised 5": lambda key: vf.flows.kernelised(
+        key, 5, num_layers=3, num_centres=4, kernel="matern52", linear_mean=True, base=_heavy()
+    ),
 }

@@ -7,6 +7,7 @@ import pytest
 import vflow_kernels
 
 DIM, RANK = 3, 2
+RADIAL = ("rbf", "matern12", "matern32", "matern52")
 
 
 def _arguments(dtype, seed=0):
@@ -26,6 +27,9 @@ def _arguments(dtype, seed=0):
         "left": 0.3 * normal(DIM, RANK),
         "right": 0.3 * normal(DIM, RANK),
         "df": jnp.exp(normal(DIM)) + 1,
+        "centres": normal(4, DIM),
+        "coefficients": normal(4, RANK),
+        "log_lengthscale": 0.3 * normal(DIM),
     }
 
 
@@ -65,6 +69,10 @@ KERNELS = {
         vflow_kernels.affine_coupling_push_score,
         ("x", "score", "log_scale"),
     ),
+    "kernel_expansion": (
+        lambda *args: tuple(vflow_kernels.kernel_expansion(*args, kernel) for kernel in RADIAL),
+        ("x", "centres", "log_lengthscale", "coefficients"),
+    ),
     "low_rank_log_det": (vflow_kernels.low_rank_log_det, ("diagonal", "left", "right")),
     "low_rank_matvec": (vflow_kernels.low_rank_matvec, ("diagonal", "left", "right", "x")),
     "low_rank_solve": (vflow_kernels.low_rank_solve, ("diagonal", "left", "right", "y")),
@@ -76,6 +84,11 @@ KERNELS = {
             lambda x, scale: x + scale * jnp.tanh(x), scale, y
         ),
         ("y", "diagonal"),
+    ),
+    "median_lengthscale": (vflow_kernels.median_lengthscale, ("centres",)),
+    "radial_kernel": (
+        lambda q: tuple(vflow_kernels.radial_kernel(q, kernel) for kernel in RADIAL),
+        ("diagonal",),
     ),
     "soft_clamp": (lambda raw: vflow_kernels.soft_clamp(raw, -2.0, 0.1), ("raw",)),
     "standard_normal_log_density": (vflow_kernels.standard_normal_log_density, ("x",)),
