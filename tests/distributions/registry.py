@@ -19,10 +19,18 @@ def _rows(key):
     return vd.RowCorrelated(row, jnp.array([[1.0, 0.8], [0.8, 1.0]]), 0.3)
 
 
+def _mixture(key):
+    parts = [
+        vd.Flow(vd.Normal(2), vb.Affine(jnp.array([m, 0.5]), 1.0 + 0.2 * m**2)) for m in (-1.0, 2.0)
+    ]
+    return vd.Mixture(parts, jnp.array([0.3, 0.7]))
+
+
 # Events of one or two coordinates: the laws integrate them on a grid.
 DISTRIBUTIONS = {
     "Normal 1": lambda key: vd.Normal(1),
     "Normal 2": lambda key: vd.Normal((2,)),
+    "Mixture": _mixture,
     "RowCorrelated": _rows,
     "StudentT heavy": lambda key: vd.StudentT(jnp.array([1.5])),
     "StudentT mixed": lambda key: vd.StudentT(jnp.array([jnp.inf, 3.0]), trainable=True),

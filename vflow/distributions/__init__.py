@@ -3,6 +3,7 @@
 from vflow.distributions._distribution import AbstractDistribution as AbstractDistribution
 from vflow.distributions._flow import Flow as Flow
 from vflow.distributions._free_form import FreeForm as FreeForm
+from vflow.distributions._mixture import Mixture as Mixture
 from vflow.distributions._normal import Normal as Normal
 from vflow.distributions._row_correlated import RowCorrelated as RowCorrelated
 from vflow.distributions._sampling import sample_and_log_prob as sample_and_log_prob
@@ -12,6 +13,7 @@ __all__ = [
     "AbstractDistribution",
     "Flow",
     "FreeForm",
+    "Mixture",
     "Normal",
     "RowCorrelated",
     "StudentT",

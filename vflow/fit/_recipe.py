@@ -9,7 +9,7 @@ import optax
 from jaxtyping import PRNGKeyArray
 
 from vflow.bijections import Affine, Chain, Freeze, SinhArcsinhTransformer, TriangularAffine
-from vflow.distributions import AbstractDistribution, Flow
+from vflow.distributions import AbstractDistribution, Flow, Mixture
 from vflow.fit._dtype import cast, default_dtype, scope
 from vflow.fit._precondition import Gaussian
 from vflow.flows import coupling
@@ -64,8 +64,10 @@ def default_flow(key: PRNGKeyArray, dim: int) -> Flow:
     return coupling(key, dim, transformer=transformer, num_layers=8, hidden=(32, 32))
 
 
-def precondition(flow: AbstractDistribution, layer: Any) -> Flow:
+def precondition(flow: AbstractDistribution, layer: Any) -> Flow | Mixture:
     """The flow with one more affine layer behind it."""
+    if isinstance(flow, Mixture):
+        return flow.through(layer)
     if isinstance(flow, Flow):
         return Flow(flow.base, Chain([flow.bijection, layer]))
     return Flow(flow, layer)
@@ -100,7 +102,7 @@ def choose_gradient(
             "would be biased (a function of log weights has an unbiased rule of its own: "
             "vf.objectives.importance_weighted)"
         )
-    elif isinstance(flow, Flow):
+    elif isinstance(flow, Flow | Mixture):
         reason = flow.path_refusal()
     else:
         reason = f"{type(flow).__name__} has no path gradient"

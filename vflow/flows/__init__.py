@@ -1,15 +1,29 @@
 """Floor 4: flows by name; each constructor returns a `vf.distributions.Flow`."""
 
+from vflow.flows._autoregressive import inverse_autoregressive as inverse_autoregressive
+from vflow.flows._autoregressive import masked_autoregressive as masked_autoregressive
 from vflow.flows._continuous import continuous as continuous
 from vflow.flows._coupling import coupling as coupling
 from vflow.flows._gaussian import gaussian as gaussian
 from vflow.flows._injective import injective as injective
 from vflow.flows._kernelised import kernelised as kernelised
+from vflow.flows._mixture import mixture as mixture
+from vflow.flows._planar import planar as planar
+from vflow.flows._planar import radial as radial
+from vflow.flows._planar import sylvester as sylvester
+from vflow.flows._tail_adaptive import tail_adaptive as tail_adaptive
 
 __all__ = [
     "continuous",
     "coupling",
     "gaussian",
     "injective",
+    "inverse_autoregressive",
     "kernelised",
+    "masked_autoregressive",
+    "mixture",
+    "planar",
+    "radial",
+    "sylvester",
+    "tail_adaptive",
 ]
