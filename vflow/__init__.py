@@ -17,10 +17,12 @@ from vflow._core import params as params
 from vflow._core._platform import warn_of_known_bad_jaxlib as _warn_of_known_bad_jaxlib
 from vflow.diagnostics import check_unbiased as check_unbiased
 from vflow.distributions import sample_and_log_prob as sample_and_log_prob
+from vflow.fit import DensityFit as DensityFit
 from vflow.fit import Maximum as Maximum
 from vflow.fit import Posterior as Posterior
 from vflow.fit import Progress as Progress
 from vflow.fit import fit as fit
+from vflow.fit import fit_density as fit_density
 from vflow.fit import load as load
 from vflow.fit import maximize as maximize
 from vflow.programs import Program as Program
@@ -59,6 +61,7 @@ except _metadata.PackageNotFoundError:  # run from a tree that was never install
 _warn_of_known_bad_jaxlib()
 
 __all__ = [
+    "DensityFit",
     "Estimate",
     "FitError",
     "Maximum",
@@ -80,6 +83,7 @@ __all__ = [
     "exact_enumeration",
     "expect",
     "fit",
+    "fit_density",
     "flows",
     "from_numpyro",
     "implicit",

@@ -1,5 +1,7 @@
 """Floor 7: the training loop, the fit and what it returns."""
 
+from vflow.fit._density import DensityFit as DensityFit
+from vflow.fit._density import fit_density as fit_density
 from vflow.fit._fit import fit as fit
 from vflow.fit._load import load as load
 from vflow.fit._loop import Progress as Progress
@@ -8,4 +10,14 @@ from vflow.fit._maximize import maximize as maximize
 from vflow.fit._posterior import Posterior as Posterior
 from vflow.fit._summary import Summary as Summary
 
-__all__ = ["Maximum", "Posterior", "Progress", "Summary", "fit", "load", "maximize"]
+__all__ = [
+    "DensityFit",
+    "Maximum",
+    "Posterior",
+    "Progress",
+    "Summary",
+    "fit",
+    "fit_density",
+    "load",
+    "maximize",
+]

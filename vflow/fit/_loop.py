@@ -65,14 +65,16 @@ class Ascent:
         value_and_grad: `(key, params, *inputs) -> (value, gradient)` of the objective to be
             maximised.
         optimizer: any optax transformation.
+        chunk: steps between two returns to the host.
     """
 
     def __init__(
         self,
         value_and_grad: Callable[..., tuple[Array, Any]],
         optimizer: optax.GradientTransformation,
+        chunk: int = CHUNK,
     ):
-        self.optimizer = optimizer
+        self.optimizer, self.chunk = optimizer, chunk
 
         def step(key, carry, index, inputs):
             params, state = carry
@@ -86,7 +88,7 @@ class Ascent:
             return carry, jnp.where(ok, value, jnp.nan)
 
         @jax.jit
-        def chunk(key, carry, start, count, inputs):
+        def run_chunk(key, carry, start, count, inputs):
             def body(carry, i):
                 return jax.lax.cond(
                     i < count,
@@ -96,9 +98,9 @@ class Ascent:
                 )
 
             blank = jnp.full_like(jax.eval_shape(step, key, carry, start, inputs)[1], jnp.nan)
-            return jax.lax.scan(body, carry, jnp.arange(CHUNK))
+            return jax.lax.scan(body, carry, jnp.arange(chunk))
 
-        self._chunk = chunk
+        self._chunk = run_chunk
 
     def run(
         self,
@@ -141,7 +143,7 @@ class Ascent:
         bar = _Bar(label, num_steps, state.step, progress)
         try:
             while state.step < num_steps and stopped is None:
-                count = min(CHUNK, num_steps - state.step)
+                count = min(self.chunk, num_steps - state.step)
                 carry, values = self._chunk(
                     key, (state.params, state.optimizer_state), state.step, count, inputs
                 )
