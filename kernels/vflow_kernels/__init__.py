@@ -20,6 +20,10 @@ from vflow_kernels._lu import lu_log_det as lu_log_det
 from vflow_kernels._lu import lu_matvec as lu_matvec
 from vflow_kernels._lu import lu_solve as lu_solve
 from vflow_kernels._root import monotone_root as monotone_root
+from vflow_kernels._tails import heavy_tail_forward as heavy_tail_forward
+from vflow_kernels._tails import heavy_tail_inverse as heavy_tail_inverse
+from vflow_kernels._tails import smooth_tail_forward as smooth_tail_forward
+from vflow_kernels._tails import smooth_tail_inverse as smooth_tail_inverse
 from vflow_kernels._triangular import triangular_log_det as triangular_log_det
 from vflow_kernels._triangular import triangular_matvec as triangular_matvec
 from vflow_kernels._triangular import triangular_solve as triangular_solve
@@ -28,6 +32,8 @@ __all__ = [
     "affine_coupling_forward",
     "affine_coupling_inverse",
     "affine_coupling_push_score",
+    "heavy_tail_forward",
+    "heavy_tail_inverse",
     "kernel_expansion",
     "low_rank_log_det",
     "low_rank_matvec",
@@ -35,9 +41,11 @@ __all__ = [
     "lu_log_det",
     "lu_matvec",
     "lu_solve",
-    "monotone_root",
     "median_lengthscale",
+    "monotone_root",
     "radial_kernel",
+    "smooth_tail_forward",
+    "smooth_tail_inverse",
     "soft_clamp",
     "standard_normal_log_density",
     "student_t_log_density",

@@ -39,8 +39,14 @@ def _chain(key, dim):
     return vb.Chain([vb.LULinear(dim, key=key), conditional, vb.Affine(jnp.zeros(dim), 2.0)])
 
 
+def _mixed_df(dim):
+    """Light and heavy coordinates, the last one heavy."""
+    return jnp.where(jnp.arange(dim) % 2 == (dim - 1) % 2, 2.0, jnp.inf)
+
+
 CASES = {
     "Affine": Case(lambda key, dim: vb.Affine(jnp.arange(1.0, dim + 1), 2.0)),
+    "BlockLU": Case(lambda key, dim: vb.BlockLU((dim // 2, dim - dim // 2), key=key), stiff=True),
     "Chain": Case(_chain, condition_dim=2, stiff=True),
     "Coupling": Case(lambda key, dim: vb.Coupling(key, dim, hidden=(4,)), min_dim=2),
     "Coupling conditional": Case(
@@ -65,6 +71,8 @@ CASES = {
     ),
     "Flip": Case(lambda key, dim: vb.Flip(dim)),
     "Freeze": Case(lambda key, dim: vb.Freeze(vb.Affine(jnp.ones(dim), 0.5))),
+    "HeavyTail": Case(lambda key, dim: vb.HeavyTail(dim)),
+    "HeavyTail mixed": Case(lambda key, dim: vb.HeavyTail(dim, df=_mixed_df(dim))),
     "Identity": Case(lambda key, dim: vb.Identity((dim,))),
     "Invert": Case(
         lambda key, dim: vb.Invert(vb.Coupling(key, dim, hidden=(4,), condition_dim=2)),
@@ -85,6 +93,16 @@ CASES = {
     "Permute": Case(lambda key, dim: vb.Permute(jax.random.permutation(key, dim))),
     "Scan": Case(_scan, min_dim=2),
     "Scan conditional": Case(lambda key, dim: _scan(key, dim, 2), condition_dim=2, min_dim=2),
+    "SmoothHeavyTail": Case(lambda key, dim: vb.SmoothHeavyTail(dim)),
+    "TailCoupling": Case(
+        lambda key, dim: vb.TailCoupling(key, dim // 2, dim - dim // 2, hidden=(4,))
+    ),
+    "TailCoupling conditional": Case(
+        lambda key, dim: vb.TailCoupling(
+            key, dim - dim // 2, dim // 2, hidden=(4,), condition_dim=2
+        ),
+        condition_dim=2,
+    ),
     "TriangularAffine": Case(lambda key, dim: vb.TriangularAffine(dim), stiff=True),
 }
 # Exact only to a tolerance, with laws in files of their own.

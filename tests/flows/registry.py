@@ -46,4 +46,11 @@ FLOWS = {
     "kernelised 5": lambda key: vf.flows.kernelised(
         key, 5, num_layers=3, num_centres=4, kernel="matern52", linear_mean=True, base=_heavy()
     ),
+    "tail_adaptive": lambda key: vf.flows.tail_adaptive(
+        key, 2, df=jnp.array([3.0, jnp.inf]), **SMALL
+    ),
+    "tail_adaptive 1": lambda key: vf.flows.tail_adaptive(key, 1, df=3.0, **SMALL),
+    "tail_adaptive 5 conditional": lambda key: vf.flows.tail_adaptive(
+        key, 5, df=_heavy().df, condition_dim=3, **SMALL
+    ),
 }

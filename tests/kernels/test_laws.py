@@ -26,6 +26,8 @@ def _arguments(dtype, seed=0):
         "diagonal": jnp.exp(normal(DIM)),
         "left": 0.3 * normal(DIM, RANK),
         "right": 0.3 * normal(DIM, RANK),
+        "tail": jnp.exp(0.3 * normal(DIM)),
+        "tail_weights": 0.3 * normal(3, DIM),
         "df": jnp.exp(normal(DIM)) + 1,
         "centres": normal(4, DIM),
         "coefficients": normal(4, RANK),
@@ -73,6 +75,8 @@ KERNELS = {
         lambda *args: tuple(vflow_kernels.kernel_expansion(*args, kernel) for kernel in RADIAL),
         ("x", "centres", "log_lengthscale", "coefficients"),
     ),
+    "heavy_tail_forward": (vflow_kernels.heavy_tail_forward, ("x", "tail", "df")),
+    "heavy_tail_inverse": (vflow_kernels.heavy_tail_inverse, ("x", "tail", "df")),
     "low_rank_log_det": (vflow_kernels.low_rank_log_det, ("diagonal", "left", "right")),
     "low_rank_matvec": (vflow_kernels.low_rank_matvec, ("diagonal", "left", "right", "x")),
     "low_rank_solve": (vflow_kernels.low_rank_solve, ("diagonal", "left", "right", "y")),
@@ -89,6 +93,14 @@ KERNELS = {
     "radial_kernel": (
         lambda q: tuple(vflow_kernels.radial_kernel(q, kernel) for kernel in RADIAL),
         ("diagonal",),
+    ),
+    "smooth_tail_forward": (
+        vflow_kernels.smooth_tail_forward,
+        ("x", "tail", "df", "tail_weights"),
+    ),
+    "smooth_tail_inverse": (
+        vflow_kernels.smooth_tail_inverse,
+        ("x", "tail", "df", "tail_weights"),
     ),
     "soft_clamp": (lambda raw: vflow_kernels.soft_clamp(raw, -2.0, 0.1), ("raw",)),
     "standard_normal_log_density": (vflow_kernels.standard_normal_log_density, ("x",)),

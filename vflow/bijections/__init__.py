@@ -2,11 +2,13 @@
 
 from vflow.bijections._affine import Affine as Affine
 from vflow.bijections._bijection import AbstractBijection as AbstractBijection
+from vflow.bijections._block_lu import BlockLU as BlockLU
 from vflow.bijections._chain import Chain as Chain
 from vflow.bijections._chain import Scan as Scan
 from vflow.bijections._continuous import Continuous as Continuous
 from vflow.bijections._coupling import Coupling as Coupling
 from vflow.bijections._elementwise import Elementwise as Elementwise
+from vflow.bijections._heavy_tail import HeavyTail as HeavyTail
 from vflow.bijections._identity import Identity as Identity
 from vflow.bijections._kernelised_coupling import KernelisedCoupling as KernelisedCoupling
 from vflow.bijections._low_rank_affine import LowRankAffine as LowRankAffine
@@ -15,6 +17,8 @@ from vflow.bijections._masked_autoregressive import MaskedAutoregressive as Mask
 from vflow.bijections._permute import Flip as Flip
 from vflow.bijections._permute import Permute as Permute
 from vflow.bijections._sinh_arcsinh import SinhArcsinhTransformer as SinhArcsinhTransformer
+from vflow.bijections._smooth_heavy_tail import SmoothHeavyTail as SmoothHeavyTail
+from vflow.bijections._tail_coupling import TailCoupling as TailCoupling
 from vflow.bijections._transformer import AbstractTransformer as AbstractTransformer
 from vflow.bijections._transformer import AffineTransformer as AffineTransformer
 from vflow.bijections._triangular_affine import TriangularAffine as TriangularAffine
@@ -26,12 +30,14 @@ __all__ = [
     "AbstractTransformer",
     "Affine",
     "AffineTransformer",
+    "BlockLU",
     "Chain",
     "Continuous",
     "Coupling",
     "Elementwise",
     "Flip",
     "Freeze",
+    "HeavyTail",
     "Identity",
     "Invert",
     "KernelisedCoupling",
@@ -41,5 +47,7 @@ __all__ = [
     "Permute",
     "Scan",
     "SinhArcsinhTransformer",
+    "SmoothHeavyTail",
+    "TailCoupling",
     "TriangularAffine",
 ]
