@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpyro
 import numpyro.distributions as dist
 import pytest
 
@@ -14,38 +15,33 @@ def flip(strategy=None):
     return vf.sample("s", dist.Bernoulli(probs=0.3), strategy or vf.reinforce()) * 1.0
 
 
-def raw_vmap(t):
-    return jax.vmap(lambda _: flip())(jnp.arange(3)).sum()
-
-
-def raw_scan(t):
-    return jax.lax.scan(lambda c, _: (c + flip(), None), 0.0, None, length=3)[0]
-
-
-def raw_cond(t):
-    return jax.lax.cond(t > 0, flip, lambda: 0.0)
-
-
-def raw_jit(t):
-    return jax.jit(flip)()
-
-
-def raw_grad(t):
-    return jax.grad(lambda t: t * flip())(t)
-
-
-def raw_checkpoint(t):
-    return jax.checkpoint(lambda t: t * flip())(t)
+RAW = {
+    "jax.vmap": (lambda t: jax.vmap(lambda _: flip())(jnp.arange(3)).sum(), "vf.vmap"),
+    "jax.lax.scan": (
+        lambda t: jax.lax.scan(lambda c, _: (c + flip(), None), 0.0, None, length=3)[0],
+        "vf.scan",
+    ),
+    "jax.lax.map": (lambda t: jax.lax.map(lambda _: flip(), jnp.arange(3)).sum(), "vf.scan"),
+    "jax.lax.fori_loop": (lambda t: jax.lax.fori_loop(0, 3, lambda i, c: c + flip(), t), "vf.scan"),
+    "jax.lax.while_loop": (
+        lambda t: jax.lax.while_loop(lambda c: c < 1, lambda c: c + flip(), t),
+        "vf.scan",
+    ),
+    "jax.lax.cond": (lambda t: jax.lax.cond(t > 0, flip, lambda: 0.0), "vf.cond"),
+    "jax.lax.switch": (lambda t: jax.lax.switch(1, [flip, lambda: 0.0]), "vf.cond"),
+    "jax.jit": (lambda t: jax.jit(flip)(), "vf.expect"),
+    "jax.grad": (lambda t: jax.grad(lambda t: t * flip())(t), "vf.expect"),
+    "jax.checkpoint": (lambda t: jax.checkpoint(lambda t: t * flip())(t), "out of it"),
+}
 
 
 @pytest.mark.parametrize("outer", ["eager", "jit"])
-@pytest.mark.parametrize(
-    "body", [raw_vmap, raw_scan, raw_cond, raw_jit, raw_grad, raw_checkpoint], ids=lambda body: body.__name__
-)
-def test_a_site_inside_a_raw_transformation(body, outer):
-    estimate = vf.expect(body)
+@pytest.mark.parametrize("name", RAW)
+def test_a_site_inside_a_raw_transformation(name, outer):
+    body, remedy = RAW[name]
+    estimate = vf.expect(lambda t: vf.vmap(lambda: body(t), 2).sum())
     run = jax.jit(estimate) if outer == "jit" else estimate
-    with pytest.raises(vf.ProgramError, match=r"'s'.*vf\.scan"):
+    with pytest.raises(vf.ProgramError, match=f"'s'.* inside a raw {name}, .*{remedy}"):
         run(KEY, 0.3)
 
 
@@ -232,3 +228,99 @@ def test_branches_of_a_guide_with_different_sites():
 
     with pytest.raises(vf.ProgramError, match="same sites"):
         vf.expect(lambda: guide.simulate()[1])(KEY)
+
+
+def bound(guide, model, language):
+    """The ELBO of one site, drawn from `guide` and scored by `model`."""
+    if language == "numpyro":
+        q, p = (vf.from_numpyro(lambda d=d: numpyro.sample("s", d)) for d in (guide, model))
+    else:
+        q, p = (vf.program(lambda d=d: vf.sample("s", d)) for d in (guide, model))
+
+    def objective():
+        values, log_q = q.simulate()
+        return p.log_prob(values) - log_q
+
+    return vf.expect(objective)
+
+
+SIMPLEX = dist.Dirichlet(jnp.ones(3))
+WIDER = {
+    "normal for half-normal": (dist.Normal(0.0, 1.0), dist.HalfNormal(1.0)),
+    "positive for an interval": (dist.LogNormal(0.0, 1.0), dist.Uniform(0.0, 2.0)),
+    "a longer interval": (dist.Uniform(-0.5, 1.0), dist.Beta(2.0, 2.0)),
+    "a lower bound that is lower": (dist.LogNormal(0.0, 1.0), dist.Pareto(2.0, 1.0)),
+    "one of two elements": (
+        dist.Uniform(jnp.array([0.0, -1.0]), 1.0),
+        dist.Beta(2 * jnp.ones(2), 2.0),
+    ),
+    "vectors": (
+        dist.Normal(jnp.zeros(3), 1.0).to_event(1),
+        dist.LogNormal(jnp.zeros(3)).to_event(1),
+    ),
+    "real for a simplex": (dist.Normal(jnp.zeros(3), 1.0).to_event(1), SIMPLEX),
+}
+
+
+@pytest.mark.parametrize("language", ["numpyro", "vflow"])
+@pytest.mark.parametrize("case", WIDER)
+def test_a_guide_whose_support_is_wider(case, language):
+    with pytest.raises(vf.ProgramError, match=r"'s'.*wider than the model's"):
+        bound(*WIDER[case], language)(KEY)
+
+
+CONTAINED = {
+    "equal": (dist.Gamma(2.0, 1.0), dist.HalfCauchy(1.0)),
+    "narrower": (dist.Beta(2.0, 2.0), dist.Normal(0.0, 1.0)),
+    "the same to rounding": (dist.VonMises(0.0, 1.0), dist.Uniform(-3.14159265, 3.14159265)),
+    "transformed": (
+        dist.TransformedDistribution(dist.Normal(0.0, 1.0), dist.transforms.ExpTransform()),
+        dist.Exponential(1.0),
+    ),
+    "a point": (dist.Delta(0.3), dist.Exponential(1.0)),
+    "simplex": (SIMPLEX, SIMPLEX),
+    "fewer integers": (dist.Bernoulli(probs=0.5), dist.Poisson(2.0)),
+}
+
+
+@pytest.mark.parametrize("case", CONTAINED)
+def test_a_guide_whose_support_is_contained(case):
+    guide, model = CONTAINED[case]
+    if guide.is_discrete or isinstance(guide, dist.VonMises):
+        model = model.mask(True)  # masks and expansions are seen through
+        q = vf.program(lambda: vf.sample("s", guide, vf.reinforce()))
+        estimate = vf.expect(
+            lambda: vf.program(lambda: vf.sample("s", model)).log_prob(q.simulate()[0])
+        )
+    else:
+        estimate = bound(guide, model, "numpyro")
+    assert jnp.isfinite(estimate(KEY))
+
+
+def test_supports_that_are_traced_or_values_that_were_changed_are_left_alone():
+    def objective(edge):
+        q = vf.program(lambda: vf.sample("s", dist.Uniform(0.0, edge)))
+        p = vf.program(lambda: vf.sample("s", dist.Uniform(0.0, 2.0)))
+        values, log_q = q.simulate()
+        return p.log_prob(values) - log_q
+
+    assert jnp.isfinite(jax.jit(vf.expect(objective))(KEY, 1.0))
+
+    def on_the_log_scale():
+        values, log_q = vf.program(lambda: vf.sample("s", dist.Normal(0.0, 1.0))).simulate()
+        p = vf.program(lambda: vf.sample("s", dist.HalfNormal(1.0)))
+        return p.log_prob({"s": jnp.exp(values["s"])}) + values["s"] - log_q
+
+    assert jnp.isfinite(vf.expect(on_the_log_scale)(KEY))
+
+
+def test_a_proposal_of_importance_sampling_may_be_wider():
+    model = vf.program(lambda: vf.sample("s", dist.HalfNormal(1.0)))
+    wide = vf.program(lambda: vf.sample("s", dist.Normal(0.0, 1.0)))
+    normalised = vf.expect(lambda: vf.normalize(model, {}, vf.importance(50, wide)).log_evidence)
+    assert jnp.isfinite(normalised(KEY))
+
+
+def test_discrete_here_and_continuous_there():
+    with pytest.raises(vf.ProgramError, match=r"'s' is continuous in the guide and discrete"):
+        bound(dist.Normal(0.0, 1.0), dist.Poisson(1.0), "numpyro")(KEY)

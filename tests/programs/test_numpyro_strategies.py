@@ -153,7 +153,7 @@ def test_a_guide_that_misses_or_adds_a_site_of_the_model(key):
         numpyro.sample("z", dist.Normal(0.0, 1.0))
 
     def larger_guide():
-        numpyro.sample("b", dist.Normal(0.0, 1.0))
+        numpyro.sample("b", dist.Bernoulli(probs=0.5), infer={"strategy": vf.enum()})
         numpyro.sample("z", dist.Normal(0.0, 1.0))
         numpyro.sample("extra", dist.Normal(0.0, 1.0))
 

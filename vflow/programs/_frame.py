@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from vflow._core import ProgramError
+from vflow.programs._leak import leak_message
 
 try:
     from jax.extend.core import get_opaque_trace_state
@@ -86,6 +87,7 @@ class Recorder:
         by_site: whether the log densities of given sites are kept apart too.
         order: names of the sites, in program order.
         note: draws in place of the strategy of a site, for an abstract run.
+        as_model: whether given values drawn from a wider support than the site's are refused.
     """
 
     given: dict[str, Any]
@@ -96,6 +98,7 @@ class Recorder:
     by_site: bool = False
     order: list[str] = dataclasses.field(default_factory=list)
     note: Any = None
+    as_model: bool = False
 
     def meet(self, name: str) -> bool:
         """Note a site in program order; whether its log density is wanted."""
@@ -130,6 +133,7 @@ class Frame:
             `log_drawn`, `log_given` and `log_given/<site>`.
         records: values of the sites, where there is a recorder.
         plates: the random subsamples of NumPyro plates, by name.
+        supports: id of a drawn value -> (the value, the support it was drawn from).
     """
 
     key: PRNGKeyArray | None
@@ -145,17 +149,13 @@ class Frame:
     totals: dict[str, Any] = dataclasses.field(default_factory=dict)
     records: dict[str, Any] = dataclasses.field(default_factory=dict)
     plates: dict[str, Any] = dataclasses.field(default_factory=dict)
+    supports: dict[int, tuple[Any, Any]] = dataclasses.field(default_factory=dict)
     trace_state: Any = dataclasses.field(default_factory=get_opaque_trace_state)
 
     def check_trace(self, name: str) -> None:
         """A site inside a raw JAX transformation would be frozen or lose its score: refuse it."""
         if get_opaque_trace_state() != self.trace_state:
-            raise ProgramError(
-                f"site {name!r} was reached inside a raw jax.vmap, jax.lax.scan, jax.lax.cond, "
-                "jax.jit, jax.grad or jax.checkpoint, where its gradient would be silently wrong: "
-                "use vf.vmap, vf.scan or vf.cond inside an objective, and apply jit and grad to "
-                "vf.expect(objective)."
-            )
+            raise ProgramError(leak_message(name))
 
     def gradient_of(self, gradient: str | None) -> str:
         """What a `simulate` call is to use: its own wish, or what the objective was given."""
@@ -307,6 +307,14 @@ def current_frame(what: str) -> Frame:
             "`vf.sample_and_log_prob(key, ...)`."
         )
     return _STACK.frames[-1]
+
+
+def support_of(value: Any) -> Any:
+    """The support that a value, unchanged, was drawn from in a running program; None if unknown."""
+    for frame in reversed(_STACK.frames):
+        if id(value) in frame.supports:
+            return frame.supports[id(value)][1]
+    return None
 
 
 def plate_indices(name: str, size: int, count: int) -> Any:

@@ -11,7 +11,7 @@ from jaxtyping import Array
 from numpyro.primitives import Messenger
 
 from vflow._core import ProgramError
-from vflow.programs._frame import current_frame
+from vflow.programs._frame import current_frame, support_of
 from vflow.programs._numpyro_checks import (
     bind_arguments,
     model_name,
@@ -20,6 +20,8 @@ from vflow.programs._numpyro_checks import (
 )
 from vflow.programs._program import Program
 from vflow.programs._sample import choose
+from vflow.programs._site import View
+from vflow.programs._support import check_support
 
 
 class NumpyroCall:
@@ -88,8 +90,8 @@ class NumpyroProgram(Program):
             A scalar, in nats.
 
         Raises:
-            ProgramError: a site is missing, unknown, observed, or has the wrong shape; or the
-                model itself fails.
+            ProgramError: a site is missing, unknown, observed, has the wrong shape, or was drawn by
+                a guide with a wider support; or the model itself fails.
         """
         model, args, kwargs = self.call.model, self.call.args + args, self.call.kwargs
         bind_arguments(model, args, kwargs, partial=False)
@@ -105,7 +107,7 @@ class NumpyroProgram(Program):
             return values[site["name"]]
 
         with running_model(model, validate=True) as guard:
-            scored = _ShapeCheck(handlers.substitute(guard, substitute_fn=lookup))
+            scored = _ValueCheck(handlers.substitute(guard, substitute_fn=lookup))
             trace = handlers.trace(scored).get_trace(*args, **kwargs)
             _refuse_unknown(values, trace, model)
             return sum_terms(log_probs(trace))
@@ -157,11 +159,15 @@ def is_latent(site: dict[str, Any]) -> bool:
     return site["type"] == "sample" and not site["is_observed"]
 
 
-class _ShapeCheck(Messenger):
-    """Refuses a latent value that would broadcast against its distribution."""
+class _ValueCheck(Messenger):
+    """Refuses a latent value that would broadcast, or was drawn from a wider support."""
 
     def postprocess_message(self, msg: dict[str, Any]) -> None:
-        if is_latent(msg) and tuple(jnp.shape(msg["value"])) != site_shape(msg):
+        if not is_latent(msg):
+            return
+        domain = View(msg["fn"], msg["name"]).domain
+        check_support(msg["name"], support_of(msg["value"]), domain)
+        if tuple(jnp.shape(msg["value"])) != site_shape(msg):
             raise ProgramError(
                 f"latent site {msg['name']!r} has shape {site_shape(msg)}, "
                 f"got a value of shape {jnp.shape(msg['value'])}."

@@ -90,6 +90,7 @@ def draw(
         if k.startswith("log_") and k != "log_weight"
     }
     frame.absorb(child.totals, {})
+    frame.supports |= child.supports
     return child.records, found
 
 
@@ -114,10 +115,18 @@ def _path_log_prob(
 
 
 def score(
-    program: Program, args: tuple, values: dict[str, Any], only: set[str] | None = None
+    program: Program,
+    args: tuple,
+    values: dict[str, Any],
+    only: set[str] | None = None,
+    *,
+    as_model: bool = False,
 ) -> tuple[Array, dict[str, Any]]:
-    """The log density of given values (of the terms of the sites in `only`, if given)."""
-    recorder = Recorder(dict(values), only=only)
+    """The log density of given values (of the terms of the sites in `only`, if given).
+
+    With `as_model`, values drawn from a wider support than the program's are refused.
+    """
+    recorder = Recorder(dict(values), only=only, as_model=as_model)
     frame = Frame(None, recorder=recorder)
     with running(frame):
         program.run(*args)
@@ -145,7 +154,7 @@ class _Function(Program):
         Raises:
             ProgramError: for a site without a value, or a value without a site.
         """
-        return score(self, args, values)[0]
+        return score(self, args, values, as_model=True)[0]
 
     def __call__(self, *args: Any, **kwargs: Any) -> "_Function":
         """The same program with arguments supplied."""

@@ -5,9 +5,10 @@ from typing import Any
 import jax.numpy as jnp
 
 from vflow._core import ProgramError
-from vflow.programs._frame import current_frame, strategy_of
+from vflow.programs._frame import current_frame, strategy_of, support_of
 from vflow.programs._site import Site, View
 from vflow.programs._strategy import Strategy
+from vflow.programs._support import check_support
 from vflow.programs.strategies._implicit import Implicit
 from vflow.programs.strategies._path import Path
 from vflow.programs.strategies._reparam import Reparam
@@ -47,8 +48,10 @@ def choose(name: str, dist: Any, strategy: Any, scale: Any = None) -> Any:
     recorder = frame.recorder
     if recorder is not None and name in recorder.given:
         frame.check_trace(name)
-        value = recorder.value(name)
-        frame.add_given(name, _scaled(View(dist, name).log_prob(value), scale))
+        value, view = recorder.value(name), View(dist, name)
+        if recorder.as_model:
+            check_support(name, support_of(value), view.domain)
+        frame.add_given(name, _scaled(view.log_prob(value), scale))
         frame.record(name, value)
         return value
     site = Site(name, dist, frame, frame.key_for(name, "sample"))
@@ -72,6 +75,7 @@ def choose(name: str, dist: Any, strategy: Any, scale: Any = None) -> Any:
         if isinstance(strategy, Path):
             recorder.path.add(name)
         frame.record(name, value)
+        frame.supports[id(value)] = (value, site.view.domain)
     return value
 
 

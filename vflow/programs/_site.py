@@ -89,6 +89,13 @@ class View:
         """A parameter, broadcast to the shape of a draw (and `trailing` axes)."""
         return jnp.broadcast_to(getattr(self.base(), name), jnp.shape(value) + trailing)
 
+    @property
+    def domain(self) -> Any:
+        """The support as a NumPyro constraint; None where the distribution does not tell."""
+        if self.kind != "numpyro" or self.family() == "Delta":
+            return None
+        return self.dist.support
+
     def support(self, value: Any) -> Array:
         """The values of a discrete site with few of them, along a new leading axis."""
         shape = jnp.shape(value)

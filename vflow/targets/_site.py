@@ -7,6 +7,7 @@ from numpyro.distributions import constraints
 from numpyro.distributions.transforms import Transform, biject_to
 
 from vflow._core import ProgramError
+from vflow.programs._support import describe as describe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,10 +54,3 @@ def transform_of(name: str, support: Any) -> Transform:
         if "sphere" in repr(support).lower():
             why = "it lies on a sphere: use numpyro.infer.reparam.ProjectedNormalReparam"
     raise ProgramError(f"latent site {name!r} cannot be moved to an unconstrained space: {why}.")
-
-
-def describe(support: constraints.Constraint) -> str:
-    """A support in a word or two, without the values that may be traced."""
-    if isinstance(support, constraints.independent):
-        return describe(support.base_constraint)
-    return type(support).__name__.strip("_").lower()
