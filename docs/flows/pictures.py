@@ -1,0 +1,156 @@
+"""The pictures of the pages on flow families: `python docs/flows/pictures.py [name ...]`.
+
+One function per picture, named after its file. Without arguments all are drawn again.
+"""
+
+import pathlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+
+import vflow as vf
+
+matplotlib.use("svg")
+import matplotlib.pyplot as plt
+
+HERE = pathlib.Path(__file__).parent
+
+
+def axes(count: int, titles: tuple[str, ...]) -> Any:
+    """A row of square axes with titles."""
+    _, row = plt.subplots(1, count, figsize=(2.6 * count, 2.8), layout="constrained")
+    for ax, title in zip(np.atleast_1d(row), titles, strict=True):
+        ax.set_title(title, fontsize=9)
+        ax.set_xticks([])
+        ax.set_yticks([])
+        ax.set_aspect("equal")
+    return np.atleast_1d(row)
+
+
+def density(ax: Any, log_prob: Callable, reach: float = 4.0) -> None:
+    """A density on the plane as an image."""
+    u = np.linspace(-reach, reach, 70)
+    points = jnp.asarray(np.stack(np.meshgrid(u, u), -1).reshape(-1, 2))
+    values = np.exp(np.asarray(jax.jit(jax.vmap(log_prob))(points))).reshape(70, 70)
+    box = (-reach, reach, -reach, reach)
+    ax.imshow(values / values.max(), extent=box, origin="lower", cmap="viridis")
+
+
+def fit(flow: Any, log_density: Callable, num_steps: int = 1500, num_samples: int = 128) -> Any:
+    """The flow trained on a log density by the ELBO."""
+
+    def objective(q: Any) -> Any:
+        x, log_q = q.simulate()
+        return log_density(x) - log_q
+
+    estimate = vf.expect(objective, num_samples=num_samples)
+    return vf.maximize(jax.random.key(1), estimate, flow, num_steps=num_steps).params
+
+
+def four_modes(x: Any) -> Any:
+    """Four normals of unequal weight."""
+    corners = 1.8 * jnp.array([[-1.0, -1.0], [-1.0, 1.0], [1.0, -1.0], [1.0, 1.0]])
+    weights = jnp.log(jnp.array([0.1, 0.2, 0.3, 0.4]))
+    return jax.nn.logsumexp(weights - 4 * jnp.sum((x - corners) ** 2, axis=1))
+
+
+def banana(x: Any) -> Any:
+    """A bent normal."""
+    return -0.5 * (x[0] ** 2 / 2 + (x[1] - 0.7 * x[0] ** 2 + 1.5) ** 2 / 0.3)
+
+
+def mixture() -> None:
+    """Separated modes: one coupling flow bridges them, a mixture does not."""
+    row = axes(3, ("target", "one coupling flow", "mixture of four"))
+    make = lambda key: vf.flows.coupling(key, 2, num_layers=4, hidden=(16,))
+    density(row[0], four_modes, 3)
+    density(row[1], fit(make(jax.random.key(0)), four_modes).log_prob, 3)
+    mixed = vf.flows.mixture(jax.random.key(0), make, 4, spread=1.5)
+    density(row[2], fit(mixed, four_modes).log_prob, 3)
+
+
+def continuous() -> None:
+    """Particles on their way from the base to the target."""
+    row = axes(3, ("target", "continuous flow", "paths of draws"))
+    start = vf.flows.continuous(jax.random.key(0), 2, hidden=(32,), tolerance=1e-3)
+    flow = fit(start, banana, 600, 64)
+    density(row[0], banana)
+    density(row[1], flow.log_prob)
+    layer = flow.bijection.layers[0]
+    z = jax.random.normal(jax.random.key(2), (60, 2))
+    steps = [z]
+    for t in np.linspace(0, 0.95, 20):
+        velocity = lambda x, t=t: layer.velocity(jnp.concatenate([x, jnp.array([t])]))
+        steps.append(steps[-1] + 0.05 * jax.vmap(velocity)(steps[-1]))
+    row[2].plot(*np.stack(steps).transpose(2, 0, 1), color="tab:blue", lw=0.5)
+    row[2].plot(*np.asarray(steps[-1]).T, ".", color="tab:orange", ms=3)
+    row[2].set(xlim=(-4, 4), ylim=(-4, 4))
+
+
+def injective() -> None:
+    """A curve in the plane learned from noisy points."""
+    row = axes(2, ("data", "injective flow, one latent dimension"))
+    rng = np.random.default_rng(0)
+    t = rng.normal(size=500)
+    data = np.stack([1.5 * t, np.sin(2 * t)], 1) + 0.05 * rng.normal(size=(500, 2))
+    flow = vf.flows.injective(jax.random.key(0), 2, 1, hidden=(32, 32))
+    estimate = vf.objectives.free_form(jnp.asarray(data, jnp.float32), 128, beta=30.0, noise=0.05)
+    flow = vf.maximize(jax.random.key(1), estimate, flow, num_steps=4000).params
+    row[0].plot(*data.T, ".", ms=2, rasterized=True)
+    z = jnp.linspace(-3, 3, 200)[:, None]
+    x = jax.vmap(flow.decode)(z)
+    colour = np.exp(np.asarray(jax.vmap(flow.log_prob)(x)))
+    row[1].scatter(*x.T, c=colour, s=4, rasterized=True)
+    for ax in row:
+        ax.set(xlim=(-5, 5), ylim=(-3, 3))
+
+
+def dependent() -> None:
+    """A few large groups of rows that share their noise, with and without knowing it."""
+    row = axes(3, ("law of a row, and the data", "rows as if independent", "dependence known"))
+    rng = np.random.default_rng(3)
+    labels = np.repeat(np.arange(25), 20)
+    u = np.sqrt(0.1) * rng.normal(size=(500, 2)) + np.sqrt(0.9) * rng.normal(size=(25, 2))[labels]
+    warp = lambda u: np.stack([1.3 * u[:, 0], 0.6 * u[:, 0] ** 2 - 1 + 0.6 * u[:, 1]], 1)
+    data = jnp.asarray(warp(u), jnp.float32)
+
+    def law(x: Any) -> Any:
+        return -0.5 * ((x[0] / 1.3) ** 2 + ((x[1] + 1 - 0.6 * (x[0] / 1.3) ** 2) / 0.6) ** 2)
+
+    start = vf.flows.coupling(jax.random.key(0), 2, num_layers=6, hidden=(16,))
+    blind = vf.maximize(
+        jax.random.key(1), vf.objectives.forward_kl(None, data), start, num_steps=1500
+    )
+    similarity = (labels[:, None] == labels[None]).astype(float)
+    rows = vf.distributions.RowCorrelated(start, similarity, 0.2)
+    aware = vf.maximize(
+        jax.random.key(1), vf.objectives.dependent_likelihood(data), rows, num_steps=1500
+    )
+    density(row[0], law)
+    row[0].plot(*data.T, ".", color="white", ms=1, rasterized=True)
+    density(row[1], blind.params.log_prob)
+    density(row[2], aware.params.flow.log_prob)
+
+
+def main(names: list[str]) -> None:
+    """Draw the named pictures, or all."""
+    plt.rcParams["svg.hashsalt"] = "vflow"
+    shared = {"axes", "density", "fit", "four_modes", "banana", "main"}
+    pictures = {
+        name: value
+        for name, value in globals().items()
+        if callable(value) and getattr(value, "__module__", "") == __name__ and name not in shared
+    }
+    for name in names or sorted(pictures):
+        pictures[name]()
+        plt.savefig(HERE / f"{name}.svg", metadata={"Date": None})
+        plt.close("all")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
