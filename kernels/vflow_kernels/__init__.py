@@ -19,7 +19,20 @@ from vflow_kernels._low_rank import low_rank_solve as low_rank_solve
 from vflow_kernels._lu import lu_log_det as lu_log_det
 from vflow_kernels._lu import lu_matvec as lu_matvec
 from vflow_kernels._lu import lu_solve as lu_solve
+from vflow_kernels._planar import planar_constrain as planar_constrain
+from vflow_kernels._planar import planar_forward as planar_forward
+from vflow_kernels._planar import planar_inverse as planar_inverse
+from vflow_kernels._planar import planar_push_score as planar_push_score
+from vflow_kernels._planar import tanh_root as tanh_root
+from vflow_kernels._radial import radial_constrain as radial_constrain
+from vflow_kernels._radial import radial_forward as radial_forward
+from vflow_kernels._radial import radial_inverse as radial_inverse
+from vflow_kernels._radial import radial_push_score as radial_push_score
 from vflow_kernels._root import monotone_root as monotone_root
+from vflow_kernels._sylvester import householder_columns as householder_columns
+from vflow_kernels._sylvester import sylvester_forward as sylvester_forward
+from vflow_kernels._sylvester import sylvester_inverse as sylvester_inverse
+from vflow_kernels._sylvester import sylvester_push_score as sylvester_push_score
 from vflow_kernels._tails import heavy_tail_forward as heavy_tail_forward
 from vflow_kernels._tails import heavy_tail_inverse as heavy_tail_inverse
 from vflow_kernels._tails import smooth_tail_forward as smooth_tail_forward
@@ -34,6 +47,7 @@ __all__ = [
     "affine_coupling_push_score",
     "heavy_tail_forward",
     "heavy_tail_inverse",
+    "householder_columns",
     "kernel_expansion",
     "low_rank_log_det",
     "low_rank_matvec",
@@ -43,12 +57,24 @@ __all__ = [
     "lu_solve",
     "median_lengthscale",
     "monotone_root",
+    "planar_constrain",
+    "planar_forward",
+    "planar_inverse",
+    "planar_push_score",
+    "radial_constrain",
+    "radial_forward",
+    "radial_inverse",
     "radial_kernel",
+    "radial_push_score",
     "smooth_tail_forward",
     "smooth_tail_inverse",
     "soft_clamp",
     "standard_normal_log_density",
     "student_t_log_density",
+    "sylvester_forward",
+    "sylvester_inverse",
+    "sylvester_push_score",
+    "tanh_root",
     "triangular_log_det",
     "triangular_matvec",
     "triangular_solve",

@@ -91,6 +91,11 @@ CASES = {
     "LULinear": Case(lambda key, dim: vb.LULinear(dim, key=key), stiff=True),
     "LowRankAffine": Case(lambda key, dim: vb.LowRankAffine(key, dim, min(dim, 2)), stiff=True),
     "Permute": Case(lambda key, dim: vb.Permute(jax.random.permutation(key, dim))),
+    "Planar": Case(lambda key, dim: vb.Planar(key, dim)),
+    "Planar conditional": Case(
+        lambda key, dim: vb.Planar(key, dim, hidden=(4,), condition_dim=2), condition_dim=2
+    ),
+    "Radial": Case(lambda key, dim: vb.Radial(key, dim)),
     "Scan": Case(_scan, min_dim=2),
     "Scan conditional": Case(lambda key, dim: _scan(key, dim, 2), condition_dim=2, min_dim=2),
     "SmoothHeavyTail": Case(lambda key, dim: vb.SmoothHeavyTail(dim)),
@@ -102,6 +107,13 @@ CASES = {
             key, dim - dim // 2, dim // 2, hidden=(4,), condition_dim=2
         ),
         condition_dim=2,
+    ),
+    "Sylvester": Case(lambda key, dim: vb.Sylvester(key, dim, min(dim, 2))),
+    "Sylvester householder": Case(
+        lambda key, dim: vb.Sylvester(key, dim, dim, variant="householder", num_reflections=3)
+    ),
+    "Sylvester triangular": Case(
+        lambda key, dim: vb.Sylvester(key, dim, dim, variant="triangular")
     ),
     "TriangularAffine": Case(lambda key, dim: vb.TriangularAffine(dim), stiff=True),
 }

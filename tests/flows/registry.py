@@ -53,4 +53,13 @@ FLOWS = {
     "tail_adaptive 5 conditional": lambda key: vf.flows.tail_adaptive(
         key, 5, df=_heavy().df, condition_dim=3, **SMALL
     ),
+    "planar": lambda key: vf.flows.planar(key, 2, num_layers=3),
+    "planar conditional": lambda key: vf.flows.planar(
+        key, 2, num_layers=2, hidden=(5,), condition_dim=3
+    ),
+    "radial": lambda key: vf.flows.radial(key, 5, num_layers=3, base=_heavy()),
+    "sylvester": lambda key: vf.flows.sylvester(key, 2, num_layers=2),
+    "sylvester 5": lambda key: vf.flows.sylvester(
+        key, 5, rank=3, num_layers=2, variant="triangular", base=_heavy()
+    ),
 }

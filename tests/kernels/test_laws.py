@@ -29,6 +29,12 @@ def _arguments(dtype, seed=0):
         "tail": jnp.exp(0.3 * normal(DIM)),
         "tail_weights": 0.3 * normal(3, DIM),
         "df": jnp.exp(normal(DIM)) + 1,
+        "u": normal(DIM),
+        "w": normal(DIM),
+        "b": normal(),
+        "vectors": normal(RANK, DIM),
+        "square": 0.5 * normal(RANK, RANK),
+        "offsets": normal(RANK),
         "centres": normal(4, DIM),
         "coefficients": normal(4, RANK),
         "log_lengthscale": 0.3 * normal(DIM),
@@ -55,6 +61,36 @@ def _lu(name):
         "factors",
         "x",
     )
+
+
+def _planar(name):
+    kernel = getattr(vflow_kernels, name)
+
+    def constrained(u, w, b, x, *score):
+        return kernel(x, *score, *vflow_kernels.planar_constrain(u, w), w, b)
+
+    return constrained, ("u", "w", "b", "x", "score")[: 5 if "score" in name else 4]
+
+
+def _radial(name):
+    kernel = getattr(vflow_kernels, name)
+
+    def constrained(centre, raw, x, *score):
+        return kernel(x, *score, centre, *vflow_kernels.radial_constrain(raw, -raw))
+
+    return constrained, ("w", "b", "x", "score")[: 4 if "score" in name else 3]
+
+
+def _sylvester(name):
+    kernel = getattr(vflow_kernels, name)
+
+    def constrained(vectors, square, b, x, *score):
+        q = vflow_kernels.householder_columns(vectors, RANK)
+        r = jnp.triu(jnp.tanh(square))
+        return kernel(x, *score, q, r, r.T[::-1, ::-1], b)
+
+    names = ("vectors", "square", "offsets", "x", "score")
+    return constrained, names[: 5 if "score" in name else 4]
 
 
 # One line for every public kernel: a function of arrays and the names of its arguments above.
@@ -102,6 +138,22 @@ KERNELS = {
         vflow_kernels.smooth_tail_inverse,
         ("x", "tail", "df", "tail_weights"),
     ),
+    "householder_columns": (
+        lambda vectors: vflow_kernels.householder_columns(vectors, RANK),
+        ("vectors",),
+    ),
+    "planar_constrain": (vflow_kernels.planar_constrain, ("u", "w")),
+    "planar_forward": _planar("planar_forward"),
+    "planar_inverse": _planar("planar_inverse"),
+    "planar_push_score": _planar("planar_push_score"),
+    "radial_constrain": (vflow_kernels.radial_constrain, ("b", "b")),
+    "radial_forward": _radial("radial_forward"),
+    "radial_inverse": _radial("radial_inverse"),
+    "radial_push_score": _radial("radial_push_score"),
+    "sylvester_forward": _sylvester("sylvester_forward"),
+    "sylvester_inverse": _sylvester("sylvester_inverse"),
+    "sylvester_push_score": _sylvester("sylvester_push_score"),
+    "tanh_root": (vflow_kernels.tanh_root, ("diagonal", "y")),
     "soft_clamp": (lambda raw: vflow_kernels.soft_clamp(raw, -2.0, 0.1), ("raw",)),
     "standard_normal_log_density": (vflow_kernels.standard_normal_log_density, ("x",)),
     "student_t_log_density": (vflow_kernels.student_t_log_density, ("x", "df")),

@@ -16,8 +16,11 @@ from vflow.bijections._lu_linear import LULinear as LULinear
 from vflow.bijections._masked_autoregressive import MaskedAutoregressive as MaskedAutoregressive
 from vflow.bijections._permute import Flip as Flip
 from vflow.bijections._permute import Permute as Permute
+from vflow.bijections._planar import Planar as Planar
+from vflow.bijections._radial import Radial as Radial
 from vflow.bijections._sinh_arcsinh import SinhArcsinhTransformer as SinhArcsinhTransformer
 from vflow.bijections._smooth_heavy_tail import SmoothHeavyTail as SmoothHeavyTail
+from vflow.bijections._sylvester import Sylvester as Sylvester
 from vflow.bijections._tail_coupling import TailCoupling as TailCoupling
 from vflow.bijections._transformer import AbstractTransformer as AbstractTransformer
 from vflow.bijections._transformer import AffineTransformer as AffineTransformer
@@ -45,9 +48,12 @@ __all__ = [
     "LowRankAffine",
     "MaskedAutoregressive",
     "Permute",
+    "Planar",
+    "Radial",
     "Scan",
     "SinhArcsinhTransformer",
     "SmoothHeavyTail",
+    "Sylvester",
     "TailCoupling",
     "TriangularAffine",
 ]
