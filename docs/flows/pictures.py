@@ -137,6 +137,23 @@ def dependent() -> None:
     density(row[2], aware.params.flow.log_prob)
 
 
+def kernelised() -> None:
+    """Density estimation from 400 rows."""
+    rng = np.random.default_rng(4)
+    angle, second = rng.uniform(0, np.pi, size=400), rng.integers(0, 2, size=400)[:, None]
+    data = np.stack([np.cos(angle), np.sin(angle)], 1)
+    data = 1.6 * (np.where(second, [1.0, 0.5] - data, data) - [0.5, 0.25])
+    data = data + 0.2 * rng.normal(size=data.shape)
+    flow = vf.flows.kernelised(jax.random.key(0), 2, num_layers=8, num_centres=25, lengthscale=1.0)
+    result = vf.fit_density(jax.random.key(1), flow, data, learning_rate=5e-3)
+    row = axes(3, ("400 rows", f"kernelised, {result.num_params} parameters", "400 draws"))
+    density(row[1], result.flow.log_prob, 3)
+    draws, _ = vf.sample_and_log_prob(jax.random.key(2), result.flow, 400)
+    for ax, points in ((row[0], data), (row[2], draws)):
+        ax.plot(*np.asarray(points).T, ".", ms=2, rasterized=True)
+        ax.set(xlim=(-3, 3), ylim=(-3, 3))
+
+
 def main(names: list[str]) -> None:
     """Draw the named pictures, or all."""
     plt.rcParams["svg.hashsalt"] = "vflow"
