@@ -44,14 +44,14 @@ def test_infinite_df_has_no_leaf():
 def test_df_never_falls_below_its_minimum():
     base = StudentT(jnp.array([1.0, 5.0]), trainable=True)
     low = vf.apply_updates(base, jax.tree.map(lambda r: jnp.full_like(r, -1e4), vf.params(base)))
-    np.testing.assert_allclose(low.df, 0.5)
+    np.testing.assert_allclose(low.df, 0.2, rtol=1e-6)
     assert np.isfinite(low.sample(jax.random.key(0))).all()
 
 
 @pytest.mark.parametrize(("dtype", "rtol"), [("float64", 1e-6), ("float32", 2e-3)])
 def test_derivative_of_a_draw_in_df_is_the_implicit_one(dtype, rtol):
     """Against central differences of the gamma quantile at the draw's own probability."""
-    df = np.array([1.0, 2.5, 7.0, 40.0])
+    df = np.array([0.3, 2.5, 7.0, 40.0])
 
     with jax.enable_x64(dtype == "float64"):
         base = StudentT(jnp.asarray(df, dtype), trainable=True)
@@ -92,7 +92,7 @@ def test_derivative_of_a_moment():
     template = StudentT(jnp.array([df]), trainable=True)
 
     def _at(df):
-        raw = jnp.log(jnp.expm1(df - 0.5)).reshape(1)
+        raw = jnp.log(jnp.expm1(df - 0.2)).reshape(1)
         return combine(jax.tree.map(lambda _: raw, partition(template)[0]), partition(template)[1])
 
     values = np.asarray(derivative(keys))
@@ -105,7 +105,7 @@ def test_derivative_of_a_moment():
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_far_out_values_and_gradients_are_finite(dtype):
     with jax.enable_x64(dtype == "float64"):
-        base = StudentT(jnp.array([0.6, 3.0, 1e6], dtype), trainable=True)
+        base = StudentT(jnp.array([0.3, 3.0, 1e6], dtype), trainable=True)
         trained, static = partition(base)
         x = jnp.tile(jnp.array([[0.0], [1e-30], [-1e10], [1e30]], dtype), (1, 3))
         run = jax.value_and_grad(lambda t, x: combine(t, static).log_prob(x), (0, 1))
@@ -113,7 +113,7 @@ def test_far_out_values_and_gradients_are_finite(dtype):
             assert np.isfinite(leaf).all()
 
 
-@pytest.mark.parametrize("df", [[0.5], [jnp.nan], [-1.0], [3.0, 0.0], []])
+@pytest.mark.parametrize("df", [[0.2], [jnp.nan], [-1.0], [3.0, 0.0], []])
 def test_bad_df_is_refused(df):
     with pytest.raises(ValueError, match="df"):
         StudentT(jnp.array(df))

@@ -9,6 +9,8 @@ from vflow.diagnostics._psis import SmoothedWeights as SmoothedWeights
 from vflow.diagnostics._psis import khat as khat
 from vflow.diagnostics._psis import khat_threshold as khat_threshold
 from vflow.diagnostics._psis import psis as psis
+from vflow.diagnostics._tails import TailReport as TailReport
+from vflow.diagnostics._tails import tails as tails
 from vflow.diagnostics._unbiased import UnbiasedReport as UnbiasedReport
 from vflow.diagnostics._unbiased import check_unbiased as check_unbiased
 from vflow.diagnostics._weights import ess_fraction as ess_fraction
@@ -19,6 +21,7 @@ __all__ = [
     "PlatformCheck",
     "PlatformReport",
     "SmoothedWeights",
+    "TailReport",
     "UnbiasedReport",
     "check_bijection",
     "check_platform",
@@ -28,4 +31,5 @@ __all__ = [
     "khat_threshold",
     "log_evidence",
     "psis",
+    "tails",
 ]

@@ -12,8 +12,8 @@ from vflow._core import Frozen
 from vflow._core._numerics import as_float
 from vflow.distributions._distribution import AbstractDistribution
 
-# Below this, draws leave the range of float32 too often to be of use (the Cauchy has df = 1).
-_MIN_DF = 0.5
+# Below this, draws leave the range of float32 (the Cauchy has df = 1).
+_MIN_DF = 0.2
 
 
 def _inverse_softplus(y: Array) -> Array:
@@ -25,16 +25,16 @@ class StudentT(AbstractDistribution):
 
     Draws are reparameterised, $x = n\,(\gamma/(\nu/2))^{-1/2}$ with $n$ standard normal and
     $\gamma \sim \mathrm{Gamma}(\nu/2)$, differentiated implicitly in $\nu$. A trainable $\nu$ is
-    stored as $\nu = \tfrac12 + \operatorname{softplus}(r)$, so it never falls below 0.5; infinite
+    stored as $\nu = \tfrac15 + \operatorname{softplus}(r)$, so it never falls below 0.2; infinite
     entries are normal for good and have no leaf. If every entry is infinite there is nothing to
     train at all.
 
     Args:
-        df: degrees of freedom, one per coordinate, above 0.5; the event has its shape.
+        df: degrees of freedom, one per coordinate, above 0.2; the event has its shape.
         trainable: whether `vf.params` contains the finite degrees of freedom.
 
     Raises:
-        ValueError: a df that is not above 0.5 (NaN included), or no df at all.
+        ValueError: a df that is not above 0.2 (NaN included), or no df at all.
         TypeError: df is traced: its infinite entries decide the structure.
 
     Example:

@@ -1,0 +1,111 @@
+"""How steeply a log density falls far out: along axes, or with the other coordinates integrated."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+from numpy.typing import NDArray
+
+_RADII = 10.0 ** np.arange(2, 6.5, 0.5)  # in standard deviations; two decades at the end are used
+_STEPS = 60
+
+
+def _ascend(log_density: Callable[[Array], Array], x: Array, free: Array) -> Array:
+    """Newton ascent over the coordinates where `free` is one, with |eigenvalues| for curvature."""
+    fractions = 0.5 ** jnp.arange(0.0, 24.0)
+
+    def step(x, _):
+        slope, curvature = _derivatives(log_density, x, free)
+        values, vectors = jnp.linalg.eigh(curvature)
+        size = jnp.maximum(jnp.abs(values), 1e-300 + 1e-14 * jnp.max(jnp.abs(values)))
+        direction = vectors @ ((vectors.T @ slope) / size) * free
+        points = jax.vmap(lambda fraction: x + fraction * direction)(jnp.append(fractions, 0.0))
+        heights = jax.vmap(log_density)(points)
+        return points[jnp.argmax(jnp.where(jnp.isnan(heights), -jnp.inf, heights))], None
+
+    return jax.lax.scan(step, x, None, length=_STEPS)[0]
+
+
+def _derivatives(
+    log_density: Callable[[Array], Array], x: Array, free: Array
+) -> tuple[Array, Array]:
+    """Gradient and minus the Hessian over the free coordinates; the unit matrix on the others."""
+    slope = jnp.nan_to_num(jax.grad(log_density)(x)) * free
+    both = jnp.outer(free, free)
+    curvature = -jnp.nan_to_num(jax.hessian(log_density)(x)) * both
+    return slope, curvature + jnp.diag(1 - free)
+
+
+def _mode(log_density: Callable[[Array], Array], dim: int) -> tuple[Array, Array]:
+    """The mode and the marginal standard deviations of its Laplace approximation."""
+    free = jnp.ones((dim,))
+    mode = jax.jit(lambda x: _ascend(log_density, x, free))(jnp.zeros((dim,)))
+    _, curvature = _derivatives(log_density, mode, free)
+    values, vectors = jnp.linalg.eigh(curvature)
+    if not bool(jnp.isfinite(log_density(mode)) & jnp.all(values > 0)):
+        raise ValueError(
+            "tails: no mode of the target was found from zero; pass draws of a fit instead."
+        )
+    return mode, jnp.sqrt(vectors**2 @ (1 / values))
+
+
+def _slopes(log_height: NDArray) -> NDArray:
+    """Minus the slopes over the last two decades but one and the last, from a curve over radii."""
+    decade = np.log(10.0)
+    height = np.where(np.isfinite(log_height), log_height, -1e300)
+    before = (height[..., -5] - height[..., -3]) / decade
+    last = (height[..., -3] - height[..., -1]) / decade
+    return np.stack([before, last], axis=-1)
+
+
+def _both_sides(curve: Callable[[Array, float], Array], dim: int) -> NDArray:
+    """The slopes of `curve(i, sign)` for every coordinate and both sides."""
+    run = jax.jit(
+        lambda: jax.lax.map(lambda i: jnp.stack([curve(i, -1.0), curve(i, 1.0)]), jnp.arange(dim))
+    )
+    return _slopes(np.asarray(run()))
+
+
+def slice_slopes(log_density: Callable[[Array], Array], dim: int) -> NDArray:
+    r"""$-d\log p/d\log r$ along both directions of every axis through the mode.
+
+    Returns:
+        Shape (dim, 2, 2): coordinate, side (below, above), decade (last but one, last).
+    """
+    mode, scale = _mode(log_density, dim)
+    radii = jnp.asarray(_RADII)
+
+    def curve(i, sign):
+        move = sign * scale[i] * jax.nn.one_hot(i, dim)
+        return jax.lax.map(lambda r: log_density(mode + r * move), radii)
+
+    return _both_sides(curve, dim)
+
+
+def integrated_slopes(log_density: Callable[[Array], Array], dim: int) -> NDArray:
+    r"""The same for $\log p_i(r) \approx \max_{x_{-i}} \log p - \tfrac12\log\det(-\nabla^2_{-i}\log p)$.
+
+    The maximum is followed outwards from radius to radius, started in proportion to the last one.
+
+    Returns:
+        Shape (dim, 2, 2): coordinate, side (below, above), decade (last but one, last).
+    """
+    mode, scale = _mode(log_density, dim)
+    growth = jnp.asarray(np.diff(np.log(_RADII), prepend=np.log(_RADII[0])))
+
+    def curve(i, sign):
+        free = 1 - jax.nn.one_hot(i, dim)
+
+        def at(offset, inputs):
+            radius, grow = inputs
+            start = jnp.where(free > 0, offset * jnp.exp(grow), sign * radius * scale[i])
+            x = _ascend(log_density, mode + start, free)
+            values = jnp.linalg.eigvalsh(_derivatives(log_density, x, free)[1])
+            height = log_density(x) - 0.5 * jnp.sum(jnp.log(jnp.where(values > 0, values, jnp.nan)))
+            return x - mode, height
+
+        return jax.lax.scan(at, jnp.zeros((dim,)), (jnp.asarray(_RADII), growth))[1]
+
+    return _both_sides(curve, dim)
