@@ -10,6 +10,8 @@ from vflow_kernels._coupling import affine_coupling_push_score as affine_couplin
 from vflow_kernels._coupling import soft_clamp as soft_clamp
 from vflow_kernels._densities import standard_normal_log_density as standard_normal_log_density
 from vflow_kernels._densities import student_t_log_density as student_t_log_density
+from vflow_kernels._fixed_point import triangular_fixed_point as triangular_fixed_point
+from vflow_kernels._fixed_point import triangular_root as triangular_root
 from vflow_kernels._kernel_expansion import kernel_expansion as kernel_expansion
 from vflow_kernels._kernel_expansion import median_lengthscale as median_lengthscale
 from vflow_kernels._kernel_expansion import radial_kernel as radial_kernel
@@ -19,6 +21,9 @@ from vflow_kernels._low_rank import low_rank_solve as low_rank_solve
 from vflow_kernels._lu import lu_log_det as lu_log_det
 from vflow_kernels._lu import lu_matvec as lu_matvec
 from vflow_kernels._lu import lu_solve as lu_solve
+from vflow_kernels._masked import (
+    masked_autoregressive_inverse as masked_autoregressive_inverse,
+)
 from vflow_kernels._planar import planar_constrain as planar_constrain
 from vflow_kernels._planar import planar_forward as planar_forward
 from vflow_kernels._planar import planar_inverse as planar_inverse
@@ -55,6 +60,7 @@ __all__ = [
     "lu_log_det",
     "lu_matvec",
     "lu_solve",
+    "masked_autoregressive_inverse",
     "median_lengthscale",
     "monotone_root",
     "planar_constrain",
@@ -75,7 +81,9 @@ __all__ = [
     "sylvester_inverse",
     "sylvester_push_score",
     "tanh_root",
+    "triangular_fixed_point",
     "triangular_log_det",
     "triangular_matvec",
+    "triangular_root",
     "triangular_solve",
 ]

@@ -90,6 +90,19 @@ CASES = {
     ),
     "LULinear": Case(lambda key, dim: vb.LULinear(dim, key=key), stiff=True),
     "LowRankAffine": Case(lambda key, dim: vb.LowRankAffine(key, dim, min(dim, 2)), stiff=True),
+    "MaskedAutoregressive": Case(
+        lambda key, dim: vb.MaskedAutoregressive(key, dim, hidden=(5, 4)), stiff=True
+    ),
+    "MaskedAutoregressive conditional": Case(
+        lambda key, dim: vb.MaskedAutoregressive(
+            key, dim, hidden=(4,), condition_dim=2, order=jnp.arange(dim)[::-1]
+        ),
+        condition_dim=2,
+        stiff=True,
+    ),
+    "MaskedAutoregressive inverted": Case(
+        lambda key, dim: vb.Invert(vb.MaskedAutoregressive(key, dim, hidden=(4,))), stiff=True
+    ),
     "Permute": Case(lambda key, dim: vb.Permute(jax.random.permutation(key, dim))),
     "Planar": Case(lambda key, dim: vb.Planar(key, dim)),
     "Planar conditional": Case(

@@ -39,6 +39,11 @@ FLOWS = {
     "coupling 5": lambda key: vf.flows.coupling(
         key, 5, base=_heavy(), tails=vf.bijections.TriangularAffine(5), **SMALL
     ),
+    "inverse_autoregressive": lambda key: vf.flows.inverse_autoregressive(key, 2, **SMALL),
+    "inverse_autoregressive 1": lambda key: vf.flows.inverse_autoregressive(key, 1, **SMALL),
+    "inverse_autoregressive 5": lambda key: vf.flows.inverse_autoregressive(
+        key, 5, condition_dim=3, base=_heavy(), **SMALL
+    ),
     "kernelised": lambda key: vf.flows.kernelised(key, 2, num_layers=3, num_centres=4),
     "kernelised 1 conditional": lambda key: vf.flows.kernelised(
         key, 1, condition_dim=3, num_layers=1, num_centres=4, kernel="matern32"
@@ -52,6 +57,10 @@ FLOWS = {
     "tail_adaptive 1": lambda key: vf.flows.tail_adaptive(key, 1, df=3.0, **SMALL),
     "tail_adaptive 5 conditional": lambda key: vf.flows.tail_adaptive(
         key, 5, df=_heavy().df, condition_dim=3, **SMALL
+    ),
+    "masked_autoregressive": lambda key: vf.flows.masked_autoregressive(key, 2, **SMALL),
+    "masked_autoregressive 5": lambda key: vf.flows.masked_autoregressive(
+        key, 5, condition_dim=3, tails=vf.bijections.TriangularAffine(5), **SMALL
     ),
     "planar": lambda key: vf.flows.planar(key, 2, num_layers=3),
     "planar conditional": lambda key: vf.flows.planar(

@@ -93,6 +93,32 @@ def _sylvester(name):
     return constrained, names[: 5 if "score" in name else 4]
 
 
+def _shifted(matrix, shift, y):
+    """x_i + shift_i * sin(sum of the matrix's entries times the x before i) = y_i, by its kernel."""
+    weight = jnp.triu(matrix, 1)[:, None]
+    return vflow_kernels.masked_autoregressive_inverse(
+        lambda y, params: y - jnp.sin(params[0]) * params[1],
+        y,
+        jnp.zeros_like(y, shape=(0,)),
+        [jnp.concatenate([weight, 0 * weight], 1)],
+        [jnp.stack([0 * shift, shift])],
+        [],
+        jnp.tanh,
+    )
+
+
+def _masked_inverse(matrix, shift, y):
+    x = _shifted(matrix, shift, y)
+    return x, x + jnp.sin(jnp.tril(matrix.T, -1) @ x) * shift - y  # the second is zero
+
+
+def _triangular_root(matrix, shift, y):
+    def forward(x):
+        return x + jnp.sin(jnp.tril(matrix.T, -1) @ x) * shift, jnp.zeros_like(x)
+
+    return vflow_kernels.triangular_root(forward, lambda y: _shifted(matrix, shift, y), y)
+
+
 # One line for every public kernel: a function of arrays and the names of its arguments above.
 KERNELS = {
     "affine_coupling_forward": (
@@ -125,6 +151,7 @@ KERNELS = {
         ),
         ("y", "diagonal"),
     ),
+    "masked_autoregressive_inverse": (_masked_inverse, ("matrix", "x", "y")),
     "median_lengthscale": (vflow_kernels.median_lengthscale, ("centres",)),
     "radial_kernel": (
         lambda q: tuple(vflow_kernels.radial_kernel(q, kernel) for kernel in RADIAL),
@@ -157,8 +184,15 @@ KERNELS = {
     "soft_clamp": (lambda raw: vflow_kernels.soft_clamp(raw, -2.0, 0.1), ("raw",)),
     "standard_normal_log_density": (vflow_kernels.standard_normal_log_density, ("x",)),
     "student_t_log_density": (vflow_kernels.student_t_log_density, ("x", "df")),
+    "triangular_fixed_point": (
+        lambda matrix, x: vflow_kernels.triangular_fixed_point(
+            lambda v: jnp.sin(jnp.tril(matrix, -1) @ v) + x, x
+        ),
+        ("matrix", "x"),
+    ),
     "triangular_log_det": (vflow_kernels.triangular_log_det, ("matrix",)),
     "triangular_matvec": _triangular("triangular_matvec"),
+    "triangular_root": (_triangular_root, ("matrix", "x", "y")),
     "triangular_solve": _triangular("triangular_solve"),
 }
 
