@@ -12,8 +12,9 @@ from vflow._core._numerics import as_float
 from vflow.bijections import AbstractBijection
 from vflow.distributions._distribution import AbstractDistribution
 from vflow.programs._frame import current_frame
+from vflow.programs._path_run import along, draw_scored
 
-_GRADIENTS = ("total", "path")
+_GRADIENTS = ("total", "path")  # outside a program; inside there is "auto" too
 
 
 class Flow(AbstractDistribution):
@@ -105,16 +106,35 @@ class Flow(AbstractDistribution):
         """
         if gradient not in _GRADIENTS:
             raise ValueError(f"Flow: gradient must be one of {_GRADIENTS}, got {gradient!r}.")
+        if gradient == "path":
+            y, log_q, score = self.sample_with_score(key, condition)
+            return y, log_q + along(score, y)
         for_base, for_map = self._conditions(condition)
         x, log_q = self.base.sample_and_log_prob(key, for_base)
-        if gradient == "total":
-            y, log_det = self.bijection.forward_and_log_det(x, for_map)
-            return y, log_q - log_det
+        y, log_det = self.bijection.forward_and_log_det(x, for_map)
+        return y, log_q - log_det
+
+    def sample_with_score(
+        self, key: PRNGKeyArray, condition: Array | None = None
+    ) -> tuple[Array, Array, Array]:
+        r"""One draw with $\log q$ and $\nabla_y \log q$ there; the draw alone has derivatives.
+
+        Args:
+            key: PRNG key; the draw is that of `sample_and_log_prob`.
+            condition: array of `condition_shape`, or None.
+
+        Returns:
+            `(y, log_q, score)`: shapes `shape`, `()` and `shape`.
+
+        Raises:
+            NotImplementedError: a layer has no rule for the score.
+        """
+        for_base, for_map = self._conditions(condition)
+        x, log_q = self.base.sample_and_log_prob(key, for_base)
         base, point, context = stop_gradient((self.base, x, for_base))
         score = base.score(point, context)
         y, log_det, score = self.bijection.forward_with_score(x, score, for_map)
-        value, score = jax.lax.stop_gradient((log_q - log_det, score))
-        return y, value + jnp.sum(score * (y - jax.lax.stop_gradient(y)))
+        return y, *jax.lax.stop_gradient((log_q - log_det, score))
 
     def path_refusal(self) -> str | None:
         """Why `gradient="path"` is not defined for this flow, or None where it is.
@@ -187,8 +207,15 @@ class Flow(AbstractDistribution):
             ()
         """
         frame = current_frame("Flow.simulate")
+        name = frame.label("simulate") if name is None else name
         key = frame.key_for(name, "simulate")
-        return self.sample_and_log_prob(key, condition, frame.gradient_of(gradient))
+        return draw_scored(
+            frame,
+            frame.scope + name,
+            frame.gradient_of(gradient),
+            lambda: self.sample_and_log_prob(key, condition),
+            lambda: self.sample_with_score(key, condition),
+        )
 
 
 def check_condition(owner: str, condition: Any, shape: tuple[int, ...] | None) -> Array | None:

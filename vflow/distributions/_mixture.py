@@ -16,6 +16,7 @@ from vflow.distributions._distribution import AbstractDistribution
 from vflow.distributions._flow import Flow
 from vflow.programs import sample
 from vflow.programs._frame import current_frame
+from vflow.programs._path_run import draw_scored
 from vflow.programs.strategies import enum, measure_valued
 
 
@@ -151,11 +152,19 @@ class Mixture(AbstractDistribution):
         strategy = measure_valued() if frame.looped else enum()
         k = sample(f"{name}/component", Categorical(logits=self.log_weights), strategy)
         x = self._draw(k, frame.key_for(name, "simulate"), condition)
-        if gradient == "total":
-            return x, self.log_prob(x, condition)
-        still, point, context = stop_gradient((self, x, condition))
-        value, score = jax.value_and_grad(still.log_prob)(point, context)
-        return x, value + jnp.sum(score * (x - point))
+
+        def scored() -> tuple[Array, Array, Array]:
+            still, point, context = stop_gradient((self, x, condition))
+            return x, *jax.value_and_grad(still.log_prob)(point, context)
+
+        return draw_scored(
+            frame,
+            frame.scope + name,
+            gradient,
+            lambda: (x, self.log_prob(x, condition)),
+            scored,
+            fixed="a Mixture draws its component too, which has no sampling path",
+        )
 
     def _draw(self, k: Array, key: PRNGKeyArray, condition: Array | None) -> Array:
         part = jax.tree.map(lambda leaf: leaf[k], self.components)

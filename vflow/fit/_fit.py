@@ -23,6 +23,7 @@ from vflow.fit._checks import (
 )
 from vflow.fit._draws import Drawer
 from vflow.fit._dtype import cast, default_dtype, scope
+from vflow.fit._guide import GuideDistribution, make_guide, name_of
 from vflow.fit._loop import Ascent, LoopState, Progress
 from vflow.fit._posterior import Posterior
 from vflow.fit._precondition import Gaussian, fit_gaussian
@@ -47,6 +48,7 @@ _VERDICT_DRAWS = 16384
 _ROUNDS = 3  # how often an unconvincing default fit is trained, at most
 # The bound is tight when the spread of log p - log q says KL < 5e-4 nats (second-order expansion).
 _TIGHT = 5e-4
+_GUIDE_RATE = 1e-2  # a guide has no preconditioner that would bring it near
 
 
 def fit(
@@ -54,6 +56,8 @@ def fit(
     program_or_target: Any,
     *,
     flow: AbstractDistribution | None = None,
+    guide: Any = None,
+    params: Any = None,
     objective: Callable[[Any, Any], Any] | None = None,
     gradient: str | None = None,
     optimizer: optax.GradientTransformation | None = None,
@@ -79,6 +83,10 @@ def fit(
         program_or_target: what `vf.from_numpyro` returns, a `vf.Target`, or a log density (with
             `flow`, whose shape then gives the dimension).
         flow: the family, on `(dim,)`, unconditional; affine coupling layers by default.
+        guide: instead of a flow, a guide over the model's sites that takes its parameters as an
+            argument: a program, `vf.from_numpyro(guide)` or a `vf.program`, whose next argument they
+            are, or a function from them to a program. Not preconditioned.
+        params: the guide's parameters to start from, any pytree; `posterior.flow.params` at the end.
         objective: `objective(q, p) -> scalar` to be maximised, as in `vf.objectives`; the ELBO
             by default.
         gradient: "path" or "total"; None takes path where objective and flow admit it.
@@ -112,6 +120,9 @@ def fit(
     """
     key = as_key(key)
     target = _target(program_or_target, flow)
+    if guide is not None or params is not None:
+        _check_guide(guide, flow, precondition)
+        flow, precondition = make_guide(guide, params, target), None
     optimizer = check_optimizer("fit", optimizer)
     escalate = num_steps is None
     num_steps = check_count("fit", "num_steps", NUM_STEPS if num_steps is None else num_steps)
@@ -146,7 +157,7 @@ class _Run:
         self.key = key
         self.objective = choose_objective(objective)
         self.gradient = gradient
-        self.optimizer = default_optimizer(num_steps) if optimizer is None else optimizer
+        self.optimizer = optimizer
         self.num_steps, self.num_samples = num_steps, num_samples
         self.seconds: dict[str, float] = {}
         self.tight = objective is None
@@ -161,7 +172,7 @@ class _Run:
             "num_samples": self.num_samples,
             "gradient": self.gradient,
             "objective": getattr(self.objective, "__qualname__", "?"),
-            "flow": None if flow is None else structure_of(flow),
+            "flow": None if flow is None else _structure(flow),
             "precondition": precondition if isinstance(precondition, str | None) else "given",
             "x64": default_dtype() == "float64",
         }
@@ -171,6 +182,17 @@ class _Run:
         began = time.monotonic()
         settled = None if file is None else file.settings()
         gaussian, notes = None, []
+        of_guide = isinstance(flow, GuideDistribution)
+        if self.optimizer is None:
+            self.optimizer = default_optimizer(self.num_steps, _GUIDE_RATE if of_guide else None)
+        if of_guide:
+            notes.append(
+                f"The family is the guide {name_of(flow.setting.guide)} and its parameters."
+            )
+            if flow.setting.estimated:
+                notes.append(
+                    "The density of the guide is estimated: there is no log_prob of a point."
+                )
         if settled is not None:
             dtype, notes = settled["dtype"], settled["notes"]
             if settled["preconditioner"] == "gaussian":
@@ -183,7 +205,7 @@ class _Run:
                 gaussian = fit_gaussian(self.target, self.keys["gaussian"])
             if dtype == "auto":
                 dtype, note = choose_dtype(self.target, gaussian)
-                notes = [] if note is None else [note]
+                notes += [] if note is None else [note]
         self.dtype = dtype
         with scope(dtype):
             flow = default_flow(self.keys["flow"], self.target.dim) if flow is None else flow
@@ -192,7 +214,7 @@ class _Run:
                 flow = preconditioned(flow, whitening(gaussian, dtype))
             elif isinstance(precondition, AbstractBijection):
                 flow = preconditioned(flow, cast(precondition, dtype))
-            self.gradient, note = choose_gradient(self.gradient, self.objective, flow)
+            self.gradient, note = choose_gradient(self.gradient, self.objective, flow, self.target)
             if settled is None:
                 notes = notes + ([] if note is None else [note])
                 if gaussian is None:
@@ -349,6 +371,21 @@ def _target(program: Any, flow: Any) -> Target:
         _check_flow(flow, None)
         return Target(program, flow.shape[0])
     return make_target(program)
+
+
+def _structure(flow: Any) -> str:
+    if isinstance(flow, GuideDistribution):
+        return f"{name_of(flow.setting.guide)} {structure_of(flow.params)}"
+    return structure_of(flow)
+
+
+def _check_guide(guide: Any, flow: Any, precondition: Any) -> None:
+    if guide is None:
+        raise ValueError("fit: params= are the parameters of a guide: pass guide= too.")
+    if flow is not None:
+        raise ValueError("fit: flow and guide are two families: pass one of them.")
+    if precondition not in ("auto", None):
+        raise ValueError("fit: precondition is for flows; a guide has its own coordinates.")
 
 
 def _check_flow(flow: Any, dim: int | None) -> None:

@@ -3,17 +3,20 @@
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import numpy as np
 import optax
 from jaxtyping import PRNGKeyArray
 
+from vflow._core import ProgramError
 from vflow.bijections import Affine, Chain, Freeze, SinhArcsinhTransformer, TriangularAffine
 from vflow.distributions import AbstractDistribution, Flow, Mixture
 from vflow.fit._dtype import cast, default_dtype, scope
 from vflow.fit._precondition import Gaussian
 from vflow.flows import coupling
 from vflow.objectives import elbo
+from vflow.programs import expect
 from vflow.targets import Target
 
 NUM_STEPS = 2000
@@ -73,9 +76,9 @@ def precondition(flow: AbstractDistribution, layer: Any) -> Flow | Mixture:
     return Flow(flow, layer)
 
 
-def default_optimizer(num_steps: int) -> optax.GradientTransformation:
+def default_optimizer(num_steps: int, rate: float | None = None) -> optax.GradientTransformation:
     """Adam with cosine decay and a bound on the norm of the gradient."""
-    schedule = optax.cosine_decay_schedule(3e-3, num_steps, alpha=0.01)
+    schedule = optax.cosine_decay_schedule(rate or 3e-3, num_steps, alpha=0.01)
     return optax.chain(optax.clip_by_global_norm(10.0), optax.adam(schedule))
 
 
@@ -85,7 +88,7 @@ def choose_objective(objective: Callable | None) -> Callable:
 
 
 def choose_gradient(
-    gradient: str | None, objective: Callable, flow: AbstractDistribution
+    gradient: str | None, objective: Callable, flow: AbstractDistribution, target: Target
 ) -> tuple[str, str | None]:
     """The gradient rule and a sentence if it is not "path"; explicit wishes are met or refused.
 
@@ -94,18 +97,17 @@ def choose_gradient(
     """
     if gradient == "total":
         return "total", None
-    reason = None
-    if not getattr(objective, "admits_path", False):
-        name = getattr(objective, "__name__", type(objective).__name__)
-        reason = (
-            f"objective {name} is not known to be linear in log q, where dropping the score term "
-            "would be biased (a function of log weights has an unbiased rule of its own: "
-            "vf.objectives.importance_weighted)"
-        )
-    elif isinstance(flow, Flow | Mixture):
-        reason = flow.path_refusal()
+    if hasattr(flow, "path_refusal"):
+        reason = flow.path_refusal()  # pyright: ignore[reportAttributeAccessIssue]
     else:
         reason = f"{type(flow).__name__} has no path gradient"
+    if reason is None:
+        estimate = expect(lambda flow: objective(flow, target), gradient="path")
+        try:
+            eqx.filter_eval_shape(estimate, jax.random.key(0), flow)
+        except ProgramError as error:
+            name = getattr(objective, "__name__", type(objective).__name__)
+            reason = f"in objective {name}, {error}".removesuffix(".")
     if reason is None:
         return "path", None
     if gradient == "path":

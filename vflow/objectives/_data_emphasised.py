@@ -43,5 +43,4 @@ def data_emphasised_elbo(
         x, log_q = q.simulate(log_density=log_density)
         return log_density(x) + (kappa - 1) * log_likelihood(x) - log_q
 
-    objective.admits_path = True
     return objective

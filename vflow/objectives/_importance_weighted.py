@@ -3,16 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from jaxtyping import Array
 
-from vflow._core import ProgramError
 from vflow.objectives._target import log_density_of
 from vflow.programs import vmap
-from vflow.programs._frame import current_frame
 
-_GRADIENTS = (None, "total", "path", "dreg")
+_GRADIENTS = (None, "total", "path", "auto", "dreg")
 
 
 def importance_weighted(
@@ -25,14 +21,14 @@ def importance_weighted(
     r"""An objective $\mathbb{E}\,F(\log w_1, \dots, \log w_K)$, $\log w_k = \log p(x_k) - \log q(x_k)$.
 
     With `gradient="path"` the score terms, of mean zero only where F is linear, are replaced by
-    an unbiased rule: particle k's path term is weighted by $F_k - F_{kk}$, the first and second
-    derivatives of F, for the parameters of q; those of p keep $F_k$. For the importance-weighted
-    bound this is DReG.
+    an unbiased rule, which `vf.expect` applies to any program: here particle k's path term is
+    weighted by $F_k - F_{kk}$, the first and second derivatives of F, for the parameters of q;
+    those of p keep $F_k$. For the importance-weighted bound this is DReG.
 
     Args:
         F: the function, of (K,) log weights to a scalar.
         num_particles: K.
-        gradient: "total", "path" (also called "dreg"), or None for that of `vf.expect`.
+        gradient: "total", "path" (also called "dreg"), "auto", or None for that of `vf.expect`.
         control: for guides with score-function sites, as in `vf.vmap`: "vimco" or "loo".
 
     Returns:
@@ -55,43 +51,15 @@ def importance_weighted(
     if gradient not in _GRADIENTS:
         raise ValueError(f"gradient must be one of {_GRADIENTS}, got {gradient!r}.")
 
+    gradient = "path" if gradient == "dreg" else gradient
+
     def objective(q: Any, p: Any) -> Array:
         log_density = log_density_of(p)
-        frame = current_frame("an objective")
-        if (gradient or frame.gradient) != "total":
-            return _by_path(F, num_particles, q, log_density)
 
         def log_weight() -> Array:
-            x, log_q = q.simulate(gradient="total", log_density=log_density)
+            x, log_q = q.simulate(gradient=gradient, log_density=log_density)
             return log_density(x) - log_q
 
         return F(vmap(log_weight, num_particles, control=control))
 
-    objective.admits_path = True
     return objective
-
-
-def _by_path(F: Callable, num_particles: int, q: Any, log_density: Callable) -> Array:
-    def particle() -> tuple[Array, Array]:
-        current_frame("an objective").path_allowed = True
-        x, log_q = q.simulate(gradient="path", log_density=log_density)
-        if not all(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(x)):
-            raise ProgramError(
-                'gradient="path" in an importance-weighted objective wants continuous sites only: '
-                'use gradient="total", with control="vimco" for discrete ones.'
-            )
-        still, log_q_still = jax.lax.stop_gradient((x, log_q))
-        log_p, slope = jax.value_and_grad(log_density)(still)
-        moved = jax.tree.map(
-            lambda s, a, b: jnp.vdot(jax.lax.stop_gradient(s), a - b), slope, x, still
-        )
-        path = sum(jax.tree.leaves(moved)) - (log_q - log_q_still)
-        return log_p - log_q_still, path
-
-    log_w, path = vmap(particle, num_particles)
-    at = jax.lax.stop_gradient(log_w)
-    slope = jax.grad(F)
-    curvature = jax.vmap(lambda e: jnp.vdot(e, jax.jvp(slope, (at,), (e,))[1]))(
-        jnp.eye(num_particles, dtype=at.dtype)
-    )
-    return F(log_w) + jnp.sum(jax.lax.stop_gradient(slope(at) - curvature) * path)

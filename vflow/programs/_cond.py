@@ -41,7 +41,7 @@ def cond(
     frame.check_trace(block)
     key = None if frame.key is None else frame.key_for(block, "cond")
 
-    def branch(fun, tag, like=None):
+    def branch(fun, tag, like=None, kept=None):
         def run(key, *operands):
             child = frame.child(f"{block}/{tag}", key)
             with running(child):
@@ -59,7 +59,11 @@ def cond(
                 if sizes:
                     child.add("log_weight", -math.log(math.prod(sizes)))
                 totals = {k: jnp.asarray(totals.get(k, 0.0), s.dtype) for k, s in like.items()}
-            return out, totals, records
+            exports = child.exports
+            if kept is not None:  # the draws of the branch not taken: zeros, of no weight
+                zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), kept)
+                exports = {**zeros, **exports}
+            return out, totals, records, exports
 
         return run
 
@@ -75,8 +79,14 @@ def cond(
     like = {**shapes[0][1], **shapes[1][1]}
     if frame.run.plan is not None and frame.run.plan.enums:
         like.setdefault("log_weight", jax.ShapeDtypeStruct((), jnp.result_type(float)))
-    out, totals, records = jax.lax.cond(
-        pred, branch(true_fun, "true", like), branch(false_fun, "false", like), key, *operands
+    kept = {**shapes[0][3], **shapes[1][3]}
+    out, totals, records, exports = jax.lax.cond(
+        pred,
+        branch(true_fun, "true", like, kept),
+        branch(false_fun, "false", like, kept),
+        key,
+        *operands,
     )
     frame.absorb(totals, records)
+    frame.exports.update(exports)
     return out

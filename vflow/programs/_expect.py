@@ -7,8 +7,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
-from vflow._core import ProgramError, combine, partition
-from vflow.programs._frame import Frame, NeedsLanes, Plan, Run, magic, running
+from vflow._core import ProgramError, combine, partition, stop_gradient
+from vflow.programs._frame import GRADIENTS, Frame, NeedsLanes, Plan, Run, magic, running
+from vflow.programs._linearity import analyse
+from vflow.programs._path_rule import Rule, by_rule, rule_for
+from vflow.programs._path_run import NeedsPath, PathRun
 
 _EMA_DECAY = 0.8
 
@@ -55,35 +58,55 @@ def expect(
         raise TypeError(f"objective must be a function, got {type(objective).__name__}.")
     if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
         raise ValueError(f"num_samples must be a positive integer, got {num_samples!r}.")
-    if gradient not in ("total", "path"):
-        raise ValueError(f'gradient must be "total" or "path", got {gradient!r}.')
-
-    def frame(key, **run):
-        return Frame(key, gradient, run=Run(num_samples, **run))
+    if gradient not in GRADIENTS:
+        raise ValueError(f"gradient must be one of {GRADIENTS}, got {gradient!r}.")
 
     def estimate(key: PRNGKeyArray, *args: Any) -> Array:
         keys = key if num_samples == 1 else jax.random.split(key, num_samples)
         over_samples: Callable[..., Any] = (lambda f: f) if num_samples == 1 else jax.vmap
+
+        def execute(key, plan, path, *, frozen=False, **run):
+            frame = Frame(key, gradient, run=Run(num_samples, plan, path=path, **run))
+            taken = stop_gradient(args) if frozen else args
+            return *_run(objective, taken, frame), frame.exports
+
         try:
-            return _average(*over_samples(lambda k: _run(objective, args, frame(k)))(keys))
-        except NeedsLanes:
-            plan = Plan()
-        one_key = keys if num_samples == 1 else keys[0]
-        jax.eval_shape(
-            lambda k: _run(objective, args, frame(k, plan=plan, discovering=True))[0], one_key
-        )
-        return _average(
-            *over_samples(
-                lambda k: _over_lanes(
-                    lambda lane, indices: _run(
-                        objective, args, frame(k, plan=plan, lane=lane, indices=indices)
-                    ),
-                    plan,
-                )
-            )(keys)
-        )
+            return _average(*over_samples(lambda k: execute(k, None, None)[:2])(keys))
+        except (NeedsLanes, NeedsPath):
+            plan, rule = _prepare(execute, keys if num_samples == 1 else keys[0])
+
+        def one(key):
+            def in_lane(lane, indices):
+                def run(path, *, frozen):
+                    return execute(key, plan, path, frozen=frozen, lane=lane, indices=indices)
+
+                return run(None, frozen=False)[:2] if rule is None else by_rule(run, rule, None)
+
+            return in_lane(None, {}) if plan is None else _over_lanes(in_lane, plan)
+
+        return _average(*over_samples(one)(keys))
 
     return estimate
+
+
+def _prepare(execute: Callable[..., Any], key: Any) -> tuple[Plan | None, Rule | None]:
+    """Abstract passes: which sites need lanes, and what the path gradients need."""
+    path = PathRun("trace")
+    try:
+        report = analyse(lambda key: execute(key, None, path)[0], key)
+        return None, rule_for(report, path.units)
+    except NeedsLanes:
+        plan = Plan()
+    jax.eval_shape(lambda key: execute(key, plan, path, discovering=True)[0], key)
+    if not path.units:
+        return plan, None
+
+    def in_lane(key, lane, indices):
+        return execute(key, plan, path, lane=lane, indices=indices)[0]
+
+    lane = jnp.zeros((), int) if plan.num_lanes > 1 else None
+    report = analyse(in_lane, key, lane, {name: jnp.zeros((), int) for name in plan.enums})
+    return plan, rule_for(report, path.units)
 
 
 def _run(

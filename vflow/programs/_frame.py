@@ -13,6 +13,7 @@ from jaxtyping import PRNGKeyArray
 
 from vflow._core import ProgramError
 from vflow.programs._leak import leak_message
+from vflow.programs._linearity import tag
 
 try:
     from jax.extend.core import get_opaque_trace_state
@@ -20,9 +21,14 @@ except ImportError:  # jax < 0.10
     from jax.core import get_opaque_trace_state
 
 
+GRADIENTS = ("total", "path", "auto")
+
+
 def magic(score: Any) -> Any:
     r"""$e^{s - \mathrm{stop}(s)}$: the value is one, the gradient is that of `score`."""
-    return jnp.exp(score - jax.lax.stop_gradient(score))
+    box = jnp.exp(score - jax.lax.stop_gradient(score))
+    traced = bool(_STACK.frames) and getattr(_STACK.frames[-1].run.path, "kind", None) == "trace"
+    return tag("score", "-", box) if traced else box
 
 
 class NeedsLanes(BaseException):
@@ -64,7 +70,8 @@ class Run:
     """What all frames of one run of an objective share.
 
     `plan` is None in a plain run, where a site that wants lanes raises `NeedsLanes`. `lane` is
-    None where there is the base lane only.
+    None where there is the base lane only. `path` is a `PathRun`, or None where path gradients
+    raise `NeedsPath`.
     """
 
     num_samples: int = 1
@@ -72,6 +79,7 @@ class Run:
     discovering: bool = False
     lane: Any = None
     indices: dict[str, Any] = dataclasses.field(default_factory=dict)
+    path: Any = None
 
 
 @dataclasses.dataclass
@@ -82,7 +90,10 @@ class Recorder:
         given: site name -> value; these sites are scored, the others drawn.
         index: position in the enclosing loops, outermost first.
         used: names of the given sites that were met.
+        unit: label of the call of `simulate` that this is; None in other blocks.
+        gradient: of that call; but for "total", reparameterised sites are path sites.
         path: names of the sites whose own log density is to carry path gradients only.
+        labels: their full names.
         only: the sites whose log density is wanted; None means all.
         by_site: whether the log densities of given sites are kept apart too.
         order: names of the sites, in program order.
@@ -93,7 +104,10 @@ class Recorder:
     given: dict[str, Any]
     index: tuple[Any, ...] = ()
     used: set[str] = dataclasses.field(default_factory=set)
+    unit: str | None = None
+    gradient: str = "total"
     path: set[str] = dataclasses.field(default_factory=set)
+    labels: set[str] = dataclasses.field(default_factory=set)
     only: set[str] | None = None
     by_site: bool = False
     order: list[str] = dataclasses.field(default_factory=list)
@@ -126,12 +140,15 @@ class Frame:
         run: shared by all frames of the run.
         loop: flattened index and number of iterations of the enclosing random loops.
         looped: whether there is such a loop.
-        path_allowed: false among several particles, whose use may be nonlinear in log q.
+        position: index in each of the enclosing random loops, outermost first.
+        sizes: their lengths.
+        sequential: which of them are scans.
         totals: running sums, each present only once something was added: `score` (of the sites
             visited so far), `loo`, `ema` (parts of it), `cost`, `control`, `log_weight`,
             `base_weight`, `lane_weight`, `fit_linear`, `fit_square`; and of programs being recorded
             `log_drawn`, `log_given` and `log_given/<site>`.
         records: values of the sites, where there is a recorder.
+        exports: what the path rule keeps aside, by full name.
         plates: the random subsamples of NumPyro plates, by name.
         supports: id of a drawn value -> (the value, the support it was drawn from).
     """
@@ -142,12 +159,15 @@ class Frame:
     run: Run = dataclasses.field(default_factory=Run)
     loop: tuple[Any, int] = (0, 1)
     looped: bool = False
-    path_allowed: bool = True
+    position: tuple[Any, ...] = ()
+    sizes: tuple[int, ...] = ()
+    sequential: tuple[bool, ...] = ()
     recorder: Recorder | None = None
     names: dict[int, str] = dataclasses.field(default_factory=dict)
     counts: dict[str, int] = dataclasses.field(default_factory=dict)
     totals: dict[str, Any] = dataclasses.field(default_factory=dict)
     records: dict[str, Any] = dataclasses.field(default_factory=dict)
+    exports: dict[str, Any] = dataclasses.field(default_factory=dict)
     plates: dict[str, Any] = dataclasses.field(default_factory=dict)
     supports: dict[int, tuple[Any, Any]] = dataclasses.field(default_factory=dict)
     trace_state: Any = dataclasses.field(default_factory=get_opaque_trace_state)
@@ -160,13 +180,8 @@ class Frame:
     def gradient_of(self, gradient: str | None) -> str:
         """What a `simulate` call is to use: its own wish, or what the objective was given."""
         gradient = self.gradient if gradient is None else gradient
-        if gradient == "path" and not self.path_allowed:
-            raise ProgramError(
-                'simulate(gradient="path") inside vf.vmap(body, n): dropping the score term is '
-                "biased unless the objective is linear in log q. Use "
-                "vf.objectives.importance_weighted(F, n, gradient='path'), which is unbiased, "
-                "gradient='total', or vf.expect(objective, num_samples=n) for a mean."
-            )
+        if gradient not in GRADIENTS:
+            raise ProgramError(f"gradient must be one of {GRADIENTS}, got {gradient!r}.")
         return gradient
 
     def label(self, kind: str) -> str:
@@ -223,12 +238,20 @@ class Frame:
         self.records[name] = value
 
     def child(
-        self, block: str, key: PRNGKeyArray | None, step: tuple[Any, int] | None = None
+        self,
+        block: str,
+        key: PRNGKeyArray | None,
+        step: tuple[Any, int] | None = None,
+        *,
+        sequential: bool = False,
     ) -> "Frame":
         """The frame of a block; `step` is the index and length of a random loop."""
         loop, recorder = self.loop, self.recorder
+        position, sizes, kinds = self.position, self.sizes, self.sequential
         if step is not None:
             loop = (loop[0] * step[1] + step[0], loop[1] * step[1])
+            position, sizes = (*position, step[0]), (*sizes, step[1])
+            kinds = (*kinds, sequential)
             if recorder is not None:
                 recorder = dataclasses.replace(recorder, index=(*recorder.index, step[0]))
         return Frame(
@@ -238,7 +261,9 @@ class Frame:
             self.run,
             loop,
             self.looped or step is not None,
-            self.path_allowed,
+            position,
+            sizes,
+            kinds,
             recorder,
         )
 

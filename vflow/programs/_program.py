@@ -11,6 +11,8 @@ from jaxtyping import Array
 
 from vflow._core import ProgramError
 from vflow.programs._frame import Frame, Recorder, current_frame, running
+from vflow.programs._linearity import tag
+from vflow.programs._path_run import NeedsPath, along, slope_of
 
 
 class Program(eqx.Module):
@@ -40,8 +42,9 @@ class Program(eqx.Module):
 
         Args:
             args: further arguments of the program.
-            gradient: "total" or "path"; None takes that of the objective. "path" drops the
-                derivative of log q at fixed values, which has mean zero.
+            gradient: "total", "path" or "auto"; None takes that of the objective. "path" drops the
+                derivative of log q at fixed values for all reparameterised sites; the gradient
+                of the objective stays unbiased. "auto" drops a share that is estimated.
             condition: must be None; a program takes its inputs as arguments.
             log_density: accepted and not needed.
             name: of this call; its sites are numbered by call otherwise.
@@ -52,22 +55,38 @@ class Program(eqx.Module):
         if condition is not None:
             raise ProgramError("a program has no condition: pass inputs as arguments of simulate.")
         frame = current_frame("simulate")
-        gradient = frame.gradient_of(gradient)
-        if gradient not in ("total", "path"):
-            raise ProgramError(f'gradient must be "total" or "path", got {gradient!r}.')
-        return _simulate(self, args, frame, gradient, name)
+        return _simulate(self, args, frame, frame.gradient_of(gradient), name)
 
 
 def _simulate(
     program: Program, args: tuple, frame: Frame, gradient: str, name: str | None
 ) -> tuple[dict[str, Any], Array]:
-    recorder = Recorder({})
-    values, totals = draw(program, args, frame, recorder, name)
-    log_q = totals.get("log_drawn", jnp.zeros(()))
-    only = set(values) if gradient == "path" else recorder.path
-    if only:
-        log_q = _path_log_prob(program, args, values, log_q, only)
-    return values, log_q
+    block = frame.label("simulate") if name is None else name
+    unit = f"{frame.scope}{block}/"
+    recorder = Recorder({}, unit=unit, gradient=gradient)
+    values, totals = draw(program, args, frame, recorder, block)
+    run, log_q, only = frame.run.path, totals.get("log_drawn", jnp.zeros(())), recorder.path
+    if gradient != "total" and not only and (run is None or run.kind in ("trace", "plain")):
+        raise ProgramError(
+            f'gradient="{gradient}" wants continuous sites with vf.reparam() or vf.implicit(), and '
+            f"{block!r} has none: use gradient='total' (among particles, with control=\"vimco\")."
+        )
+    if not only:
+        return values, log_q
+    if run is None:
+        raise NeedsPath
+    run.meet(frame, unit, gradient, recorder.labels)
+    own, weight = totals["log_path"], run.weight(gradient)
+    if run.kind == "plain":
+        total = log_q + own
+        path = _path_log_prob(program, args, values, total, only)
+        return values, path if weight is None else total + weight * slope_of(path - total)
+    if run.kind == "stop":
+        still = jax.lax.stop_gradient(own)
+        return values, log_q + still + (0.0 if weight is None else (1.0 - weight) * slope_of(own))
+    if run.kind == "trace":
+        return values, tag("log_q", unit, log_q + own)
+    return values, run.lower(frame, unit, log_q + own)
 
 
 def draw(
@@ -100,14 +119,12 @@ def _path_log_prob(
     """The value of `log_q`; the terms of the sites in `only` have path derivatives only."""
     diff = {k: v for k, v in values.items() if jnp.issubdtype(jnp.result_type(v), jnp.inexact)}
     rest = {k: jax.lax.stop_gradient(v) for k, v in values.items() if k not in diff}
-    stopped = jax.lax.stop_gradient(diff)
 
     def density(diff):
         return score(program, args, {**diff, **rest}, only)[0]
 
-    part, slope = jax.lax.stop_gradient(jax.value_and_grad(density)(stopped))
-    moves = [jnp.vdot(slope[k], diff[k] - stopped[k]) for k in diff]
-    part_path = part + sum(moves, jnp.zeros_like(part))
+    part, slope = jax.lax.stop_gradient(jax.value_and_grad(density)(jax.lax.stop_gradient(diff)))
+    part_path = part + along(slope, diff)
     if only == set(values):
         return part_path
     own = score(program, args, values, set(values) - only)[0]

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from vflow._core import ProgramError
 from vflow.programs._frame import current_frame, strategy_of, support_of
+from vflow.programs._path_run import NeedsPath, draw_site
 from vflow.programs._site import Site, View
 from vflow.programs._strategy import Strategy
 from vflow.programs._support import check_support
@@ -67,16 +68,36 @@ def choose(name: str, dist: Any, strategy: Any, scale: Any = None) -> Any:
             f"{strategy!r}."
         )
     value = strategy.draw(site)
+    follows = _follows_path(strategy, recorder, frame, site, scale)
+    if frame.run.path is None:
+        if follows:
+            raise NeedsPath
+    else:
+        value = draw_site(frame, site, value)
     if recorder is not None:
         if recorder.meet(name):
             log_prob = site.drawn_log_prob
             log_prob = site.view.log_prob(value) if log_prob is None else log_prob
-            frame.add("log_drawn", _scaled(log_prob, scale))
-        if isinstance(strategy, Path):
+            frame.add("log_path" if follows else "log_drawn", _scaled(log_prob, scale))
+        if follows:
             recorder.path.add(name)
+            recorder.labels.add(frame.scope + name)
         frame.record(name, value)
         frame.supports[id(value)] = (value, site.view.domain)
     return value
+
+
+def _follows_path(strategy: Strategy, recorder: Any, frame: Any, site: Site, scale: Any) -> bool:
+    """Whether the log density of the site is to have derivatives along its draw alone."""
+    if recorder is None or recorder.unit is None:
+        return False
+    wanted = (Path,) if recorder.gradient == "total" else (Path, Reparam, Implicit)
+    if not isinstance(strategy, wanted):
+        return False
+    # Where the weights of log densities depend on draws, the rule wants the density of the sampler.
+    path = frame.run.path
+    plain = path is None or path.kind in ("trace", "plain")
+    return plain or (scale is None and not site.view.masked)
 
 
 def _scaled(log_prob: Any, scale: Any) -> Any:

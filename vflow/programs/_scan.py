@@ -55,11 +55,12 @@ def scan(
 
     def step(carry, element):
         key, index, x = element
-        child = frame.child(block, key, (index, n))
+        child = frame.child(block, key, (index, n), sequential=True)
         with running(child):
             carry, y = body(carry, x)
-        return carry, (y, child.totals, child.records)
+        return carry, (y, child.totals, child.records, child.exports)
 
-    carry, (ys, totals, records) = jax.lax.scan(step, init, (keys, jnp.arange(n), xs))
+    carry, (ys, totals, records, exports) = jax.lax.scan(step, init, (keys, jnp.arange(n), xs))
     frame.absorb(totals, records, sequential=True)
+    frame.exports.update(exports)
     return carry, ys

@@ -39,6 +39,16 @@ class View:
             )
 
     @property
+    def masked(self) -> bool:
+        """Whether the log density leaves out terms of the sampler's."""
+        dist = self.dist
+        while hasattr(dist, "base_dist"):
+            if type(dist).__name__ == "MaskedDistribution":
+                return True
+            dist = dist.base_dist
+        return False
+
+    @property
     def reparameterised(self) -> bool:
         """Whether a draw carries the derivative in the parameters."""
         if self.kind == "vflow":

@@ -57,12 +57,16 @@ def vmap(
 
     def one(key, index, element):
         child = frame.child(block, key, (index, n))
-        child.path_allowed = frame.path_allowed and n == 1
         with running(child):
             out = body() if inputs is None else body(element)
-        return out, child.totals, child.records
+        return out, child.totals, child.records, child.exports
 
-    outputs, totals, records = jax.vmap(one)(keys, jnp.arange(n), inputs)
+    outputs, totals, records, exports = jax.vmap(one)(keys, jnp.arange(n), inputs)
+    frame.exports.update(exports)
+    if frame.run.path is not None:
+        outputs, totals, records = frame.run.path.pick(
+            frame, f"{frame.scope}{block}/", (outputs, totals, records)
+        )
     if control is None or "score" not in totals:
         frame.absorb(totals, records)
         return outputs
