@@ -52,7 +52,8 @@ def read_record(path: str | os.PathLike, target: Target, template: Any) -> tuple
         if header["structure"] is None:
             raise ValueError(
                 f"{path} holds a flow that is not made of vflow's own parts ({header['foreign']}): "
-                "build one of the same structure and pass it, vf.load(path, model, flow=...)."
+                "build one of the same structure and pass it, vf.load(path, model, flow=...), or the "
+                "guide that was fitted, vf.load(path, model, guide=..., params=...)."
             )
         try:
             template = decode(header["structure"])
