@@ -1,5 +1,7 @@
 """Free-form and injective flows: any encoder, any decoder."""
 
+from collections.abc import Callable
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -40,12 +42,18 @@ class FreeForm(eqx.Module):
         Constraints of Injective Flows (arXiv 2306.01843).
     """
 
-    encoder: eqx.Module
-    decoder: eqx.Module
+    encoder: Callable[[Array], Array]
+    decoder: Callable[[Array], Array]
     shape: tuple[int, ...] = eqx.field(static=True)
     latent_dim: int = eqx.field(static=True)
 
-    def __init__(self, encoder: eqx.Module, decoder: eqx.Module, dim: int, latent_dim: int):
+    def __init__(
+        self,
+        encoder: Callable[[Array], Array],
+        decoder: Callable[[Array], Array],
+        dim: int,
+        latent_dim: int,
+    ):
         if not 1 <= latent_dim <= dim:
             raise ValueError(
                 f"FreeForm: latent_dim must be between 1 and dim = {dim}, got {latent_dim}."
