@@ -90,9 +90,10 @@ def test_functions_of_log_weights_have_first_less_second_derivatives(name, flow,
 
 
 def affine(loc, scale):
+    loc = jnp.atleast_1d(loc)
+    scale = jnp.broadcast_to(scale, loc.shape)
     return vf.distributions.Flow(
-        vf.distributions.Normal(jnp.size(loc)),
-        vf.bijections.Affine(jnp.atleast_1d(loc), jnp.atleast_1d(scale)),
+        vf.distributions.Normal(loc.size), vf.bijections.Affine(loc, scale)
     )
 
 
@@ -195,3 +196,70 @@ def test_second_derivatives_are_refused(key):
         jax.hessian(
             lambda p: vf.expect(lambda p: affine(p, p).simulate()[1], gradient="path")(key, p)
         )(0.3)
+
+
+def exp_of_log_weight(p):
+    """Linear neither in log q nor near its optimum: neither total nor path has least variance."""
+    x, log_q = affine(p["m"], p["s"]).simulate()
+    return jnp.exp(0.5 * (-0.5 * jnp.sum((x - 1.0) ** 2) - log_q))
+
+
+def test_the_mixture_is_unbiased_and_no_noisier_than_either(key):
+    """Without a loop: the coefficient of a block of samples is made of the other blocks."""
+    p = {"m": jnp.array(0.2), "s": jnp.array(0.6)}
+    estimates = {g: vf.expect(exp_of_log_weight, 32, gradient=g) for g in ("total", "path", "auto")}
+
+    @jax.jit
+    def draws(keys):
+        both = jax.vmap(jax.value_and_grad(estimates["total"], 1), (0, None))(keys, p)
+        rows = {"total": both}
+        for g in ("path", "auto"):
+            rows[g] = jax.vmap(jax.value_and_grad(estimates[g], 1), (0, None))(keys, p)
+        return {k: (v, jnp.stack(list(g.values()), 1)) for k, (v, g) in rows.items()}
+
+    rows = draws(jax.random.split(key, 20_000))
+    spread = {k: float(g.var(0).sum()) for k, (_, g) in rows.items()}
+    gap = np.asarray(rows["auto"][1] - rows["total"][1])
+    se = gap.std(0) / np.sqrt(len(gap))
+    assert np.all(np.abs(gap.mean(0)) < 4.5 * se)
+    assert np.all(se < 0.02 * np.abs(rows["total"][1].mean(0)).max())
+    assert spread["auto"] < 1.1 * min(spread["total"], spread["path"])
+    for g in ("path", "auto"):
+        np.testing.assert_allclose(rows[g][0], rows["total"][0], rtol=1e-12)
+
+
+def test_a_coefficient_from_the_draws_themselves_would_be_biased(key):
+    """The power of the check above: the same mixture with a coefficient of its own samples."""
+    from vflow.programs._frame import mixing
+    from vflow.programs._mixing import share_of
+
+    p = {"m": jnp.array(0.2), "s": jnp.array(0.6)}
+    S = vf.expect(exp_of_log_weight, gradient="auto")
+
+    def gradient(key, share):
+        with mixing(share):
+            return jnp.stack(list(jax.grad(S, 1)(key, p).values()))
+
+    @jax.jit
+    def draws(keys):
+        total, path = (jax.vmap(lambda k, s=s: gradient(k, s))(keys) for s in (0.0, 1.0))
+        c = path - total
+        share = jax.vmap(share_of)(jnp.sum(total * c, 1), jnp.sum(c**2, 1))
+        return share[:, None] * c
+
+    off = np.asarray(draws(jax.random.split(key, 20_000)))
+    assert np.max(np.abs(off.mean(0)) / (off.std(0) / np.sqrt(len(off)))) > 10
+
+
+def test_loops_carry_the_coefficient(key):
+    def objective(q):
+        x, log_q = q.simulate(gradient="auto")
+        return -0.5 * jnp.sum((x - 1.0) ** 2) - log_q
+
+    start = affine(jnp.zeros(2), 0.5)
+    result = vf.maximize(key, vf.expect(objective, 16), start, num_steps=800)
+    np.testing.assert_allclose(result.params.bijection.loc, 1.0, atol=0.05)
+    assert abs(float(result.value) - np.log(2 * np.pi)) < 0.01
+    target = vf.Target(lambda x: -0.5 * jnp.sum((x - 1.0) ** 2), 2)
+    fitted = vf.fit(key, target, gradient="auto", num_steps=100, num_samples=16, progress=False)
+    assert fitted.status == "ok" and fitted.settings["gradient"] == "auto"

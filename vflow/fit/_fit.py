@@ -25,6 +25,7 @@ from vflow.fit._draws import Drawer
 from vflow.fit._dtype import cast, default_dtype, scope
 from vflow.fit._guide import GuideDistribution, make_guide, name_of
 from vflow.fit._loop import Ascent, LoopState, Progress
+from vflow.fit._mixing import mixed
 from vflow.fit._posterior import Posterior
 from vflow.fit._precondition import Gaussian, fit_gaussian
 from vflow.fit._recipe import (
@@ -89,7 +90,8 @@ def fit(
         params: the guide's parameters to start from, any pytree; `posterior.flow.params` at the end.
         objective: `objective(q, p) -> scalar` to be maximised, as in `vf.objectives`; the ELBO
             by default.
-        gradient: "path" or "total"; None takes path where objective and flow admit it.
+        gradient: "path", "total", or "auto" (their mixture of least variance, estimated as it
+            goes); None takes path where objective and flow admit it.
         optimizer: an optax transformation; clipped Adam with cosine decay by default.
         num_steps: gradient steps; 2000 by default, then also up to twice more if needed.
         num_samples: draws behind each gradient; 128 by default.
@@ -128,7 +130,7 @@ def fit(
     num_steps = check_count("fit", "num_steps", NUM_STEPS if num_steps is None else num_steps)
     num_samples = NUM_SAMPLES if num_samples is None else num_samples
     num_samples = check_count("fit", "num_samples", num_samples)
-    check_choice("fit", "gradient", gradient, (None, "total", "path"))
+    check_choice("fit", "gradient", gradient, (None, "total", "path", "auto"))
     check_choice("fit", "dtype", dtype, ("auto", "float32", "float64"))
     for name, value in (("objective", objective), ("callback", callback)):
         if value is not None:
@@ -215,6 +217,8 @@ class _Run:
             elif isinstance(precondition, AbstractBijection):
                 flow = preconditioned(flow, cast(precondition, dtype))
             self.gradient, note = choose_gradient(self.gradient, self.objective, flow, self.target)
+            if self.gradient == "auto":
+                self.optimizer = mixed(self.optimizer)
             if settled is None:
                 notes = notes + ([] if note is None else [note])
                 if gaussian is None:

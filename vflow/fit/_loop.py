@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Array, PRNGKeyArray
 
 from vflow._core import FitError
+from vflow.fit._mixing import Mixed, at_share, measured
 
 CHUNK = 100
 
@@ -64,22 +65,30 @@ class Ascent:
     Args:
         value_and_grad: `(key, params, *inputs) -> (value, gradient)` of the objective to be
             maximised.
-        optimizer: any optax transformation.
+        optimizer: any optax transformation, or one made by `mixed` for `gradient="auto"`.
         chunk: steps between two returns to the host.
     """
 
     def __init__(
         self,
         value_and_grad: Callable[..., tuple[Array, Any]],
-        optimizer: optax.GradientTransformation,
+        optimizer: optax.GradientTransformation | Mixed,
         chunk: int = CHUNK,
     ):
         self.optimizer, self.chunk = optimizer, chunk
 
         def step(key, carry, index, inputs):
             params, state = carry
-            value, grad = value_and_grad(jax.random.fold_in(key, index), params, *inputs)
+            key = jax.random.fold_in(key, index)
+            if isinstance(optimizer, Mixed):
+                state, moments = state
+                moments = measured(value_and_grad, key, index, params, inputs, moments)
+                value, grad = at_share(value_and_grad, moments, key, params, *inputs)
+            else:
+                value, grad = value_and_grad(key, params, *inputs)
             updates, new_state = optimizer.update(jax.tree.map(jnp.negative, grad), state, params)
+            if isinstance(optimizer, Mixed):
+                new_state = (new_state, moments)
             new_params = jax.tree.map(lambda p, u: (p + u).astype(p.dtype), params, updates)
             ok = jnp.isfinite(value) & _finite(grad) & _finite(new_params)
             carry = jax.tree.map(

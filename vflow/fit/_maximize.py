@@ -14,6 +14,8 @@ from vflow.distributions._sampling import as_key
 from vflow.fit._checks import check_callable, check_count, check_optimizer
 from vflow.fit._loop import Ascent, Progress
 from vflow.fit._minibatch import check_data, take_rows
+from vflow.fit._mixing import mixed, uses_auto
+from vflow.programs._frame import mixing
 
 _FRESH = 256  # fresh evaluations behind the final value
 
@@ -115,9 +117,12 @@ def maximize(
 
     @jax.jit
     def evaluate(trainable, keys, inputs):
-        return jax.lax.map(lambda key: objective(trainable, key, *inputs), keys)
+        with mixing(1.0):  # no coefficient has a part in the value
+            return jax.lax.map(lambda key: objective(trainable, key, *inputs), keys)
 
     train_key, fresh_key = jax.random.split(key)
+    if uses_auto(lambda: objective(trainable, train_key, *inputs)):
+        optimizer = mixed(optimizer)
     outcome = Ascent(value_and_grad, optimizer).run(
         train_key,
         trainable,

@@ -109,9 +109,11 @@ def choose_gradient(
             name = getattr(objective, "__name__", type(objective).__name__)
             reason = f"in objective {name}, {error}".removesuffix(".")
     if reason is None:
-        return "path", None
-    if gradient == "path":
-        raise ValueError(f"fit: gradient='path' is not possible: {reason}. Use gradient='total'.")
+        return gradient or "path", None
+    if gradient is not None:
+        raise ValueError(
+            f"fit: gradient={gradient!r} is not possible: {reason}. Use gradient='total'."
+        )
     return "total", f"Ordinary gradient instead of path: {reason}."
 
 

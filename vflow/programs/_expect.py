@@ -8,8 +8,18 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
 from vflow._core import ProgramError, combine, partition, stop_gradient
-from vflow.programs._frame import GRADIENTS, Frame, NeedsLanes, Plan, Run, magic, running
+from vflow.programs._frame import (
+    GRADIENTS,
+    Frame,
+    NeedsLanes,
+    Plan,
+    Run,
+    current_mixing,
+    magic,
+    running,
+)
 from vflow.programs._linearity import analyse
+from vflow.programs._mixing import cross_fitted
 from vflow.programs._path_rule import Rule, by_rule, rule_for
 from vflow.programs._path_run import NeedsPath, PathRun
 
@@ -32,7 +42,9 @@ def expect(
         objective: a function that draws with `vf.sample` or `simulate()` and returns a scalar; it
             may return None when it registers `vf.cost`s.
         num_samples: independent runs that are averaged.
-        gradient: what `simulate()` defaults to inside, "total" or "path".
+        gradient: what `simulate()` defaults to inside: "total"; "path", unbiased in any program
+            (see the guide to path gradients); or "auto", a mixture of the two whose coefficient is
+            estimated from the other samples, or from earlier steps in `vf.fit` and `vf.maximize`.
 
     Returns:
         `S(key, *args) -> scalar`; jit, vmap and grad apply to it.
@@ -65,9 +77,9 @@ def expect(
         keys = key if num_samples == 1 else jax.random.split(key, num_samples)
         over_samples: Callable[..., Any] = (lambda f: f) if num_samples == 1 else jax.vmap
 
-        def execute(key, plan, path, *, frozen=False, **run):
+        def execute(key, plan, path, taken=args, *, frozen=False, **run):
             frame = Frame(key, gradient, run=Run(num_samples, plan, path=path, **run))
-            taken = stop_gradient(args) if frozen else args
+            taken = stop_gradient(taken) if frozen else taken
             return *_run(objective, taken, frame), frame.exports
 
         try:
@@ -75,16 +87,29 @@ def expect(
         except (NeedsLanes, NeedsPath):
             plan, rule = _prepare(execute, keys if num_samples == 1 else keys[0])
 
-        def one(key):
+        def one(key, mix, taken=args):
             def in_lane(lane, indices):
                 def run(path, *, frozen):
-                    return execute(key, plan, path, frozen=frozen, lane=lane, indices=indices)
+                    return execute(
+                        key, plan, path, taken, frozen=frozen, lane=lane, indices=indices
+                    )
 
-                return run(None, frozen=False)[:2] if rule is None else by_rule(run, rule, None)
+                return run(None, frozen=False)[:2] if rule is None else by_rule(run, rule, mix)
 
             return in_lane(None, {}) if plan is None else _over_lanes(in_lane, plan)
 
-        return _average(*over_samples(one)(keys))
+        if rule is None or not rule.auto:
+            return _average(*over_samples(lambda key: one(key, None))(keys))
+        given = current_mixing()
+        if given is not None:
+            given.used = True
+            return _average(*over_samples(lambda key: one(key, given.share))(keys))
+        if num_samples == 1:
+            return _average(*one(keys, None))
+        mixes = cross_fitted(
+            lambda key, mix, args: one(key, mix, args)[0], keys, stop_gradient(args)
+        )
+        return _average(*jax.vmap(one)(keys, mixes))
 
     return estimate
 

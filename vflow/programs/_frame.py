@@ -314,10 +314,24 @@ class Frame:
         return run.indices[full]
 
 
+@dataclasses.dataclass
+class Mixing:
+    """The coefficient of `gradient="auto"`, given from outside.
+
+    Attributes:
+        share: of the path gradient; the rest is the total one. It must not depend on the draws.
+        used: whether an estimate asked for it.
+    """
+
+    share: Any
+    used: bool = False
+
+
 class _Stack(threading.local):
     def __init__(self):
         self.frames: list[Frame] = []
         self.override: Callable[[str, Any], Any] | None = None
+        self.mixing: Mixing | None = None
 
 
 _STACK = _Stack()
@@ -365,6 +379,21 @@ def override(choose: Callable[[str, Any], Any]) -> Iterator[None]:
         yield
     finally:
         _STACK.override = previous
+
+
+@contextlib.contextmanager
+def mixing(share: Any) -> Iterator[Mixing]:
+    """Let estimates with `gradient="auto"` use this coefficient while the block runs."""
+    previous, _STACK.mixing = _STACK.mixing, Mixing(share)
+    try:
+        yield _STACK.mixing
+    finally:
+        _STACK.mixing = previous
+
+
+def current_mixing() -> Mixing | None:
+    """What `mixing` has set."""
+    return _STACK.mixing
 
 
 def strategy_of(name: str, strategy: Any) -> Any:
