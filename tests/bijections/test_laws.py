@@ -47,6 +47,14 @@ def _mixed_df(dim):
 CASES = {
     "Affine": Case(lambda key, dim: vb.Affine(jnp.arange(1.0, dim + 1), 2.0)),
     "BlockLU": Case(lambda key, dim: vb.BlockLU((dim // 2, dim - dim // 2), key=key), stiff=True),
+    "BlockAutoregressive": Case(
+        lambda key, dim: vb.BlockAutoregressive(key, dim, hidden=(3, 2)), stiff=True
+    ),
+    "BlockAutoregressive conditional": Case(
+        lambda key, dim: vb.BlockAutoregressive(key, dim, hidden=(3,), condition_dim=2),
+        condition_dim=2,
+        stiff=True,
+    ),
     "Chain": Case(_chain, condition_dim=2, stiff=True),
     "Coupling": Case(lambda key, dim: vb.Coupling(key, dim, hidden=(4,)), min_dim=2),
     "Coupling conditional": Case(

@@ -32,6 +32,9 @@ FLOWS = {
     "gaussian diagonal": lambda key: vf.flows.gaussian(key, 2),
     "gaussian full": lambda key: vf.flows.gaussian(key, 2, covariance="full"),
     "gaussian low_rank": lambda key: vf.flows.gaussian(key, 2, covariance="low_rank", rank=1),
+    "block_autoregressive": lambda key: vf.flows.block_autoregressive(
+        key, 2, num_layers=1, hidden=(3,), condition_dim=3
+    ),
     "coupling": lambda key: vf.flows.coupling(key, 2, **SMALL),
     "coupling 1": lambda key: vf.flows.coupling(key, 1, **SMALL),
     "coupling 1 conditional": lambda key: vf.flows.coupling(key, 1, condition_dim=3, **SMALL),

@@ -3,6 +3,7 @@
 from vflow.bijections._affine import Affine as Affine
 from vflow.bijections._bijection import AbstractBijection as AbstractBijection
 from vflow.bijections._block_lu import BlockLU as BlockLU
+from vflow.bijections._block_autoregressive import BlockAutoregressive as BlockAutoregressive
 from vflow.bijections._chain import Chain as Chain
 from vflow.bijections._chain import Scan as Scan
 from vflow.bijections._continuous import Continuous as Continuous
@@ -33,6 +34,7 @@ __all__ = [
     "AbstractTransformer",
     "Affine",
     "AffineTransformer",
+    "BlockAutoregressive",
     "BlockLU",
     "Chain",
     "Continuous",

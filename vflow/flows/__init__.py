@@ -2,6 +2,7 @@
 
 from vflow.flows._autoregressive import inverse_autoregressive as inverse_autoregressive
 from vflow.flows._autoregressive import masked_autoregressive as masked_autoregressive
+from vflow.flows._block_autoregressive import block_autoregressive as block_autoregressive
 from vflow.flows._continuous import continuous as continuous
 from vflow.flows._coupling import coupling as coupling
 from vflow.flows._gaussian import gaussian as gaussian
@@ -14,6 +15,7 @@ from vflow.flows._planar import sylvester as sylvester
 from vflow.flows._tail_adaptive import tail_adaptive as tail_adaptive
 
 __all__ = [
+    "block_autoregressive",
     "continuous",
     "coupling",
     "gaussian",
