@@ -2,11 +2,15 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 import pytest
+from jax.scipy.special import i0e, i1e
+from scipy import integrate, special
 
 import vflow as vf
 from tests.programs.power import check
+from vflow.programs.strategies._von_mises import von_mises_slope
 
 T = jnp.array(0.7)
 REINFORCE, MEASURE, ENUM, REPARAM = (
@@ -285,6 +289,42 @@ def test_implicit_families(key, make, params, second_moment):
     estimate = vf.expect(lambda p: jnp.ravel(vf.sample("x", make(p), vf.implicit()))[0] ** 2)
     value, slope = jax.value_and_grad(second_moment)(params)
     check(estimate, params, key, value=value, gradient=slope, absolute=0.003)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_the_slope_of_a_von_mises_quantile(dtype):
+    for kappa in (1e-3, 0.5, 4.0, 60.0, 101.0, 3000.0):
+
+        def log_density(t, k):
+            return k * (np.cos(t) - 1.0) - np.log(2 * np.pi * special.i0e(k))
+
+        for spread in (0.1, 0.9, 2.0, 5.0):
+            angle, h = min(spread / kappa**0.5, 3.1), 1e-4 * kappa
+            cdf = [
+                integrate.quad(lambda t: np.exp(log_density(t, k)), 0.0, angle, epsabs=1e-14)[0]  # noqa: B023
+                for k in (kappa - h, kappa + h)
+            ]
+            truth = -(cdf[1] - cdf[0]) / (2 * h) / np.exp(log_density(angle, kappa))
+            with jax.enable_x64(dtype == "float64"):
+                at, k = jnp.asarray([angle, -angle], dtype), jnp.full(2, kappa, dtype)
+                slope = np.asarray(von_mises_slope(at, k))
+            noise = 1e-12 / h / np.exp(log_density(angle, kappa))  # of the finite difference
+            assert abs(slope[0] - truth) < 2e-4 * abs(truth) + noise, (kappa, spread)
+            assert slope[1] == -slope[0]
+
+
+@pytest.mark.parametrize("at", [(0.7, 2.0), (3.0, 0.4)], ids=["inside", "wrapped"])
+def test_implicit_von_mises(key, at):
+    """E cos(x - 0.3) = A(kappa) cos(loc - 0.3), also where draws wrap around."""
+
+    def objective(p):
+        return jnp.cos(vf.sample("x", dist.VonMises(p[0], p[1])) - 0.3)
+
+    def exact(p):
+        return i1e(p[1]) / i0e(p[1]) * jnp.cos(p[0] - 0.3)
+
+    p = jnp.array(at)
+    check(vf.expect(objective), p, key, value=exact(p), gradient=jax.grad(exact)(p))
 
 
 def test_implicit_by_the_distribution_function(key):

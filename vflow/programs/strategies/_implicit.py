@@ -6,8 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vflow.programs._site import Site
+from vflow.programs._site import Site, View
 from vflow.programs._strategy import Strategy
+from vflow.programs.strategies._von_mises import von_mises_slope, wrapped
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -20,6 +21,8 @@ class Implicit(Strategy):
         if site.view.reparameterised:
             return True
         dist = site.view.base()
+        if site.view.family() == "VonMises":
+            return True
         discrete = getattr(dist, "is_discrete", False)
         return site.view.kind == "numpyro" and not discrete and _cdf(dist) is not None
 
@@ -33,10 +36,19 @@ class Implicit(Strategy):
                 "vf.measure_valued() or vf.reinforce()."
             )
         value = site.draw_detached()
+        if site.view.family() == "VonMises":
+            return _von_mises(site.view, value)
         dist = site.view.base()
         level = _cdf(dist)(value)
         density = jax.lax.stop_gradient(jnp.exp(dist.log_prob(value)))
         return value - (level - jax.lax.stop_gradient(level)) / density
+
+
+def _von_mises(view: View, value: Any) -> Any:
+    loc, concentration = (view.parameter(name, value) for name in ("loc", "concentration"))
+    fixed_loc, fixed = jax.lax.stop_gradient((loc, concentration))
+    slope = von_mises_slope(wrapped(value - fixed_loc), fixed)
+    return value + (loc - fixed_loc) + slope * (concentration - fixed)
 
 
 def _cdf(dist: Any) -> Any:
@@ -52,8 +64,9 @@ def _cdf(dist: Any) -> Any:
 def implicit() -> Strategy:
     r"""Implicit reparameterisation, $\partial_\theta x = -\partial_\theta F(x;\theta) / p(x)$.
 
-    For gamma, beta, Dirichlet and Student-t draws JAX's sampler has the derivative built in; other
-    continuous distributions need a differentiable cumulative distribution function F.
+    For gamma, beta, Dirichlet and Student-t draws JAX's sampler has the derivative built in; for von
+    Mises draws it is an integral over the density; other continuous distributions need a
+    differentiable cumulative distribution function F.
 
     Example:
         >>> import vflow as vf
