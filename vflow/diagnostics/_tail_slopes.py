@@ -14,18 +14,25 @@ _STEPS = 60
 
 def _ascend(log_density: Callable[[Array], Array], x: Array, free: Array) -> Array:
     """Newton ascent over the coordinates where `free` is one, with |eigenvalues| for curvature."""
-    fractions = 0.5 ** jnp.arange(0.0, 24.0)
+    fractions = jnp.append(0.5 ** jnp.arange(0.0, 24.0), 0.0)
 
-    def step(x, _):
+    def step(state):
+        count, x, _ = state
         slope, curvature = _derivatives(log_density, x, free)
         values, vectors = jnp.linalg.eigh(curvature)
         size = jnp.maximum(jnp.abs(values), 1e-300 + 1e-14 * jnp.max(jnp.abs(values)))
         direction = vectors @ ((vectors.T @ slope) / size) * free
-        points = jax.vmap(lambda fraction: x + fraction * direction)(jnp.append(fractions, 0.0))
+        points = jax.vmap(lambda fraction: x + fraction * direction)(fractions)
         heights = jax.vmap(log_density)(points)
-        return points[jnp.argmax(jnp.where(jnp.isnan(heights), -jnp.inf, heights))], None
+        best = jnp.argmax(jnp.where(jnp.isnan(heights), -jnp.inf, heights))
+        gain = heights[best] - heights[-1]
+        rising = ~(gain <= 1e-12 * (1 + jnp.abs(heights[-1])))
+        return count + 1, points[best], rising
 
-    return jax.lax.scan(step, x, None, length=_STEPS)[0]
+    def more(state):
+        return state[2] & (state[0] < _STEPS)
+
+    return jax.lax.while_loop(more, step, (0, x, jnp.array(True)))[1]
 
 
 def _derivatives(
