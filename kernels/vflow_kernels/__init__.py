@@ -34,6 +34,9 @@ from vflow_kernels._radial import radial_forward as radial_forward
 from vflow_kernels._radial import radial_inverse as radial_inverse
 from vflow_kernels._radial import radial_push_score as radial_push_score
 from vflow_kernels._root import monotone_root as monotone_root
+from vflow_kernels._spectral import spectral_bound as spectral_bound
+from vflow_kernels._spline import spline_forward as spline_forward
+from vflow_kernels._spline import spline_inverse as spline_inverse
 from vflow_kernels._sylvester import householder_columns as householder_columns
 from vflow_kernels._sylvester import sylvester_forward as sylvester_forward
 from vflow_kernels._sylvester import sylvester_inverse as sylvester_inverse
@@ -75,6 +78,9 @@ __all__ = [
     "smooth_tail_forward",
     "smooth_tail_inverse",
     "soft_clamp",
+    "spectral_bound",
+    "spline_forward",
+    "spline_inverse",
     "standard_normal_log_density",
     "student_t_log_density",
     "sylvester_forward",

@@ -128,7 +128,7 @@ def test_coupling(rng):
     )
     layer = _randomised(layer, rng)
     x, condition = rng.normal(size=5), rng.normal(size=2)
-    parameters = _network(layer.conditioner, np.concatenate([x[:2], condition])).reshape(3, 2)
+    parameters = _network(layer.conditioner, np.concatenate([x[:2], condition])).reshape(2, 3).T
     log_scale = _clamp(parameters[:, 1], -2.0, 0.1)
     y = np.concatenate([x[:2], x[2:] * np.exp(log_scale) + parameters[:, 0]])
     _check(layer, x, y, log_scale.sum(), condition)

@@ -69,6 +69,19 @@ CASES = {
         min_dim=2,
         stiff=True,
     ),
+    "Coupling spline": Case(
+        lambda key, dim: vb.Coupling(key, dim, transformer=vb.Spline(3, 4.0), hidden=(4,)),
+        min_dim=2,
+        stiff=True,
+    ),
+    "Coupling spline conditional": Case(
+        lambda key, dim: vb.Coupling(
+            key, dim, transformer="spline", hidden=(4,), condition_dim=2
+        ),
+        condition_dim=2,
+        min_dim=2,
+        stiff=True,
+    ),
     "Elementwise": Case(lambda key, dim: vb.Elementwise(key, dim)),
     "Elementwise conditional": Case(
         lambda key, dim: vb.Elementwise(key, dim, hidden=(4,), condition_dim=2), condition_dim=2
@@ -117,8 +130,23 @@ CASES = {
         lambda key, dim: vb.Planar(key, dim, hidden=(4,), condition_dim=2), condition_dim=2
     ),
     "Radial": Case(lambda key, dim: vb.Radial(key, dim)),
+    "Residual": Case(lambda key, dim: vb.Residual(key, dim, hidden=(4,)), stiff=True),
+    "Residual conditional": Case(
+        lambda key, dim: vb.Residual(
+            key, dim, hidden=(4,), activation="tanh", condition_dim=2, lipschitz=0.7
+        ),
+        condition_dim=2,
+        stiff=True,
+    ),
     "Scan": Case(_scan, min_dim=2),
     "Scan conditional": Case(lambda key, dim: _scan(key, dim, 2), condition_dim=2, min_dim=2),
+    "Sylvester": Case(lambda key, dim: vb.Sylvester(key, dim, min(dim, 2))),
+    "Sylvester householder": Case(
+        lambda key, dim: vb.Sylvester(key, dim, dim, variant="householder", num_reflections=3)
+    ),
+    "Sylvester triangular": Case(
+        lambda key, dim: vb.Sylvester(key, dim, dim, variant="triangular")
+    ),
     "SmoothHeavyTail": Case(lambda key, dim: vb.SmoothHeavyTail(dim)),
     "TailCoupling": Case(
         lambda key, dim: vb.TailCoupling(key, dim // 2, dim - dim // 2, hidden=(4,))
@@ -128,13 +156,6 @@ CASES = {
             key, dim - dim // 2, dim // 2, hidden=(4,), condition_dim=2
         ),
         condition_dim=2,
-    ),
-    "Sylvester": Case(lambda key, dim: vb.Sylvester(key, dim, min(dim, 2))),
-    "Sylvester householder": Case(
-        lambda key, dim: vb.Sylvester(key, dim, dim, variant="householder", num_reflections=3)
-    ),
-    "Sylvester triangular": Case(
-        lambda key, dim: vb.Sylvester(key, dim, dim, variant="triangular")
     ),
     "TriangularAffine": Case(lambda key, dim: vb.TriangularAffine(dim), stiff=True),
 }

@@ -42,6 +42,9 @@ FLOWS = {
     "coupling 5": lambda key: vf.flows.coupling(
         key, 5, base=_heavy(), tails=vf.bijections.TriangularAffine(5), **SMALL
     ),
+    "coupling spline": lambda key: vf.flows.coupling(
+        key, 3, transformer=vf.bijections.Spline(num_bins=3), num_layers=2, hidden=(5,)
+    ),
     "inverse_autoregressive": lambda key: vf.flows.inverse_autoregressive(key, 2, **SMALL),
     "inverse_autoregressive 1": lambda key: vf.flows.inverse_autoregressive(key, 1, **SMALL),
     "inverse_autoregressive 5": lambda key: vf.flows.inverse_autoregressive(
@@ -54,13 +57,6 @@ FLOWS = {
     "kernelised 5": lambda key: vf.flows.kernelised(
         key, 5, num_layers=3, num_centres=4, kernel="matern52", linear_mean=True, base=_heavy()
     ),
-    "tail_adaptive": lambda key: vf.flows.tail_adaptive(
-        key, 2, df=jnp.array([3.0, jnp.inf]), **SMALL
-    ),
-    "tail_adaptive 1": lambda key: vf.flows.tail_adaptive(key, 1, df=3.0, **SMALL),
-    "tail_adaptive 5 conditional": lambda key: vf.flows.tail_adaptive(
-        key, 5, df=_heavy().df, condition_dim=3, **SMALL
-    ),
     "masked_autoregressive": lambda key: vf.flows.masked_autoregressive(key, 2, **SMALL),
     "masked_autoregressive 5": lambda key: vf.flows.masked_autoregressive(
         key, 5, condition_dim=3, tails=vf.bijections.TriangularAffine(5), **SMALL
@@ -70,8 +66,19 @@ FLOWS = {
         key, 2, num_layers=2, hidden=(5,), condition_dim=3
     ),
     "radial": lambda key: vf.flows.radial(key, 5, num_layers=3, base=_heavy()),
+    "residual": lambda key: vf.flows.residual(key, 2, num_layers=2, hidden=(4,)),
+    "residual 3 conditional": lambda key: vf.flows.residual(
+        key, 3, num_layers=2, hidden=(4,), condition_dim=3, lipschitz=0.7
+    ),
     "sylvester": lambda key: vf.flows.sylvester(key, 2, num_layers=2),
     "sylvester 5": lambda key: vf.flows.sylvester(
         key, 5, rank=3, num_layers=2, variant="triangular", base=_heavy()
+    ),
+    "tail_adaptive": lambda key: vf.flows.tail_adaptive(
+        key, 2, df=jnp.array([3.0, jnp.inf]), **SMALL
+    ),
+    "tail_adaptive 1": lambda key: vf.flows.tail_adaptive(key, 1, df=3.0, **SMALL),
+    "tail_adaptive 5 conditional": lambda key: vf.flows.tail_adaptive(
+        key, 5, df=_heavy().df, condition_dim=3, **SMALL
     ),
 }

@@ -29,6 +29,7 @@ def _arguments(dtype, seed=0):
         "tail": jnp.exp(0.3 * normal(DIM)),
         "tail_weights": 0.3 * normal(3, DIM),
         "df": jnp.exp(normal(DIM)) + 1,
+        "spline": normal(8, DIM),
         "u": normal(DIM),
         "w": normal(DIM),
         "b": normal(),
@@ -145,25 +146,17 @@ KERNELS = {
     "lu_log_det": (vflow_kernels.lu_log_det, ("factors",)),
     "lu_matvec": _lu("lu_matvec"),
     "lu_solve": _lu("lu_solve"),
-    "monotone_root": (
-        lambda y, scale: vflow_kernels.monotone_root(
-            lambda x, scale: x + scale * jnp.tanh(x), scale, y
-        ),
-        ("y", "diagonal"),
-    ),
     "masked_autoregressive_inverse": (_masked_inverse, ("matrix", "x", "y")),
     "median_lengthscale": (vflow_kernels.median_lengthscale, ("centres",)),
     "radial_kernel": (
         lambda q: tuple(vflow_kernels.radial_kernel(q, kernel) for kernel in RADIAL),
         ("diagonal",),
     ),
-    "smooth_tail_forward": (
-        vflow_kernels.smooth_tail_forward,
-        ("x", "tail", "df", "tail_weights"),
-    ),
-    "smooth_tail_inverse": (
-        vflow_kernels.smooth_tail_inverse,
-        ("x", "tail", "df", "tail_weights"),
+    "monotone_root": (
+        lambda y, scale: vflow_kernels.monotone_root(
+            lambda x, scale: x + scale * jnp.tanh(x), scale, y
+        ),
+        ("y", "diagonal"),
     ),
     "householder_columns": (
         lambda vectors: vflow_kernels.householder_columns(vectors, RANK),
@@ -181,7 +174,24 @@ KERNELS = {
     "sylvester_inverse": _sylvester("sylvester_inverse"),
     "sylvester_push_score": _sylvester("sylvester_push_score"),
     "tanh_root": (vflow_kernels.tanh_root, ("diagonal", "y")),
+    "smooth_tail_forward": (
+        vflow_kernels.smooth_tail_forward,
+        ("x", "tail", "df", "tail_weights"),
+    ),
+    "smooth_tail_inverse": (
+        vflow_kernels.smooth_tail_inverse,
+        ("x", "tail", "df", "tail_weights"),
+    ),
     "soft_clamp": (lambda raw: vflow_kernels.soft_clamp(raw, -2.0, 0.1), ("raw",)),
+    "spline_forward": (
+        lambda x, spline: vflow_kernels.spline_forward(x, spline, 3.0),
+        ("x", "spline"),
+    ),
+    "spline_inverse": (
+        lambda y, spline: vflow_kernels.spline_inverse(y, spline, 3.0),
+        ("y", "spline"),
+    ),
+    "spectral_bound": (vflow_kernels.spectral_bound, ("matrix",)),
     "standard_normal_log_density": (vflow_kernels.standard_normal_log_density, ("x",)),
     "student_t_log_density": (vflow_kernels.student_t_log_density, ("x", "df")),
     "triangular_fixed_point": (

@@ -2,8 +2,8 @@
 
 from vflow.bijections._affine import Affine as Affine
 from vflow.bijections._bijection import AbstractBijection as AbstractBijection
-from vflow.bijections._block_lu import BlockLU as BlockLU
 from vflow.bijections._block_autoregressive import BlockAutoregressive as BlockAutoregressive
+from vflow.bijections._block_lu import BlockLU as BlockLU
 from vflow.bijections._chain import Chain as Chain
 from vflow.bijections._chain import Scan as Scan
 from vflow.bijections._continuous import Continuous as Continuous
@@ -19,8 +19,10 @@ from vflow.bijections._permute import Flip as Flip
 from vflow.bijections._permute import Permute as Permute
 from vflow.bijections._planar import Planar as Planar
 from vflow.bijections._radial import Radial as Radial
+from vflow.bijections._residual import Residual as Residual
 from vflow.bijections._sinh_arcsinh import SinhArcsinhTransformer as SinhArcsinhTransformer
 from vflow.bijections._smooth_heavy_tail import SmoothHeavyTail as SmoothHeavyTail
+from vflow.bijections._spline import Spline as Spline
 from vflow.bijections._sylvester import Sylvester as Sylvester
 from vflow.bijections._tail_coupling import TailCoupling as TailCoupling
 from vflow.bijections._transformer import AbstractTransformer as AbstractTransformer
@@ -52,9 +54,11 @@ __all__ = [
     "Permute",
     "Planar",
     "Radial",
+    "Residual",
     "Scan",
     "SinhArcsinhTransformer",
     "SmoothHeavyTail",
+    "Spline",
     "Sylvester",
     "TailCoupling",
     "TriangularAffine",

@@ -25,7 +25,7 @@ class Elementwise(AbstractBijection):
     Args:
         key: PRNG key of the conditioner (unused without a condition).
         dim: number of coordinates.
-        transformer: "affine" or a transformer object.
+        transformer: "affine", "spline" or a transformer object.
         hidden: widths of the conditioner's hidden layers.
         activation: name of its activation, as in "silu", "tanh", "relu".
         condition_dim: length of the condition vector $c$, or None.

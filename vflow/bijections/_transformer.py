@@ -80,11 +80,15 @@ def as_transformer(transformer: AbstractTransformer | str) -> AbstractTransforme
     """A transformer by its name, or the given object."""
     if isinstance(transformer, AbstractTransformer):
         return transformer
-    if transformer == "affine":
-        return AffineTransformer()
-    raise ValueError(
-        f"transformer must be 'affine' or an AbstractTransformer object, got {transformer!r}."
-    )
+    from vflow.bijections._spline import Spline  # which builds on this module
+
+    named = {"affine": AffineTransformer, "spline": Spline}
+    if transformer not in named:
+        raise ValueError(
+            f"transformer must be one of {', '.join(map(repr, named))} or an AbstractTransformer "
+            f"object, got {transformer!r}."
+        )
+    return named[transformer]()
 
 
 def transform(transformer: AbstractTransformer, x: Array, params: Array) -> tuple[Array, Array]:

@@ -45,7 +45,7 @@ def coupling(
     Args:
         key: PRNG key of the conditioners' weights; the splits do not depend on it.
         dim: number of coordinates.
-        transformer: "affine", or a transformer object.
+        transformer: "affine", "spline", or a transformer object.
         num_layers: number of coupling layers; 2 transform every coordinate once.
         hidden: widths of each conditioner's hidden layers.
         activation: their activation, as in "silu", "tanh", "relu".
