@@ -65,7 +65,7 @@ def test_the_bound_is_tight_at_the_target():
 
 
 class _Recorder:
-    def simulate(self, *, log_density):
+    def simulate(self, *, gradient, log_density):
         return jnp.ones(2), log_density(jnp.zeros(2))
 
 

@@ -26,11 +26,11 @@ class Flow(AbstractDistribution):
 
     `gradient="path"` returns a log density whose value is exact (for one key the draw and the value
     are those of "total") and whose derivative flows through the draw alone,
-    $\nabla_\theta \log q = (\partial y/\partial\theta)^\top \nabla_y \log q(y)$; the dropped term
-    has expectation zero as long as the objective is linear in $\log q$; without it the gradient of
-    $\log p - \log q$ vanishes draw by draw at $q = p$. Only first
-    derivatives mean anything: the score is a constant to JAX, so second derivatives of a path
-    log density are wrong by design (use "total" for Hessians).
+    $\nabla_\theta \log q = (\partial y/\partial\theta)^\top \nabla_y \log q(y)$; without the dropped
+    term the gradient of $\log p - \log q$ vanishes draw by draw at $q = p$. That term has expectation
+    zero as long as the objective is linear in $\log q$. Inside an objective program, `simulate`
+    leaves the gradient of any objective unbiased, linear or not; `sample_and_log_prob` cannot know
+    how its result is used. The score is a constant to JAX: a second derivative is refused.
 
     Args:
         base: the distribution of $x$.
@@ -188,7 +188,8 @@ class Flow(AbstractDistribution):
         """One draw and its log density inside an objective program.
 
         Args:
-            gradient: "total" or "path"; None is the default of the running objective.
+            gradient: "total", "path" or "auto", the gradient of the objective being unbiased with
+                each; None is the default of the running objective.
             condition: array of `condition_shape`, or None.
             log_density: ignored: the density of a flow does not depend on the target.
             name: the site's name, from which its key is folded; None numbers it.

@@ -9,7 +9,7 @@ from vflow.objectives._target import log_density_of
 
 
 def data_emphasised_elbo(
-    log_likelihood: Callable[[Any], Array], kappa: float
+    log_likelihood: Callable[[Any], Array], kappa: float, *, gradient: str | None = None
 ) -> Callable[[Any, Any], Array]:
     r"""The data-emphasised ELBO, $\mathbb{E}_q[\kappa \log p(y|x) + \log p(x) - \log q(x)]$.
 
@@ -20,6 +20,7 @@ def data_emphasised_elbo(
     Args:
         log_likelihood: $\log p(y|x)$ of the latent x alone; p is the joint density.
         kappa: how many times the likelihood counts; 1 is the ELBO.
+        gradient: "total", "path" or "auto", unbiased all three; None is that of `vf.expect`.
 
     Returns:
         The objective `objective(q, p) -> scalar`, to be maximised.
@@ -40,7 +41,7 @@ def data_emphasised_elbo(
 
     def objective(q: Any, p: Any) -> Array:
         log_density = log_density_of(p)
-        x, log_q = q.simulate(log_density=log_density)
+        x, log_q = q.simulate(gradient=gradient, log_density=log_density)
         return log_density(x) + (kappa - 1) * log_likelihood(x) - log_q
 
     return objective

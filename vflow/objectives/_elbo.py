@@ -8,10 +8,13 @@ from jaxtyping import Array
 from vflow.objectives._target import log_density_of
 
 
-def elbo() -> Callable[[Any, Any], Array]:
+def elbo(*, gradient: str | None = None) -> Callable[[Any, Any], Array]:
     r"""The evidence lower bound, to be maximised.
 
     $$\mathrm{ELBO}(q, p) = E_{x\sim q}[\log p(x) - \log q(x)] = \log Z - \mathrm{KL}(q\,\|\,p/Z)$$
+
+    Args:
+        gradient: "total", "path" or "auto", unbiased all three; None is that of `vf.expect`.
 
     Returns:
         The objective, a program `objective(q, p) -> scalar` for `vf.expect` or `vf.fit`: q is
@@ -32,7 +35,7 @@ def elbo() -> Callable[[Any, Any], Array]:
 
     def objective(q: Any, p: Any) -> Array:
         log_density = log_density_of(p)
-        x, log_q = q.simulate(log_density=log_density)
+        x, log_q = q.simulate(gradient=gradient, log_density=log_density)
         return log_density(x) - log_q
 
     return objective

@@ -14,7 +14,8 @@ from vflow.objectives._target import log_density_of
 def fisher() -> Callable[[Any, Any], Array]:
     r"""The Fisher divergence, negated: $-\mathbb{E}_q \|\nabla \log p(x) - \nabla \log q(x)\|^2$.
 
-    Value and gradient unbiased; log Z plays no part. q needs `score` (a `Flow` has it).
+    Value and gradient unbiased; log Z plays no part. q needs `score` (a `Flow` has it). No log
+    density of the draw enters, so that path and total gradient are the same.
 
     Returns:
         The objective `objective(q, p) -> scalar`, to be maximised.

@@ -16,6 +16,7 @@ def vod(
     alpha: float,
     num_particles: int,
     *,
+    gradient: str | None = None,
     control: str | None = None,
 ) -> Callable[[Any, Any], Array]:
     r"""The self-normalised Renyi bound, for priors (and guides) known up to a constant only.
@@ -31,6 +32,7 @@ def vod(
         log_likelihood: $\log p(y|x)$ of the latent x.
         alpha: the order, any real number.
         num_particles: K, independent draws of q.
+        gradient: "total", "path" or "auto", unbiased all three; None is that of `vf.expect`.
         control: "loo" for guides with score-function sites, as in `vf.vmap`.
 
     Returns:
@@ -55,7 +57,7 @@ def vod(
         log_prior = log_density_of(p)
 
         def particle() -> tuple[Array, Array]:
-            x, log_q = q.simulate(gradient="total", log_density=log_prior)
+            x, log_q = q.simulate(gradient=gradient, log_density=log_prior)
             return log_likelihood(x), log_prior(x) - log_q
 
         fit, log_zeta = vmap(particle, num_particles, control=control)

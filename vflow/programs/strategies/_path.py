@@ -20,8 +20,9 @@ class Path(Strategy):
 def path() -> Strategy:
     r"""Reparameterisation whose log density, as `simulate` returns it, carries path gradients only.
 
-    $\nabla_\theta \log q(x;\theta)$ at fixed $x$ has mean zero and is dropped. Unbiased in
-    objectives that are linear in the log density.
+    $\nabla_\theta \log q(x;\theta)$ at fixed $x$ is dropped. `vf.expect` keeps the gradient of the
+    objective unbiased: where it is not linear in the log density, what was dropped has a mean, which
+    is put back along the sampling path.
 
     Example:
         >>> import vflow as vf
