@@ -12,6 +12,7 @@ from vflow.flows._mixture import mixture as mixture
 from vflow.flows._planar import planar as planar
 from vflow.flows._planar import radial as radial
 from vflow.flows._planar import sylvester as sylvester
+from vflow.flows._residual import residual as residual
 from vflow.flows._tail_adaptive import tail_adaptive as tail_adaptive
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "mixture",
     "planar",
     "radial",
+    "residual",
     "sylvester",
     "tail_adaptive",
 ]
