@@ -157,6 +157,14 @@ CASES = {
         ),
         condition_dim=2,
     ),
+    "SharedCoupling": Case(
+        lambda key, dim: vb.SharedCoupling(
+            key, dim, jnp.stack([jnp.arange(dim)[::-1]] * 3), hidden=(4,), condition_dim=2
+        ),
+        condition_dim=2,
+        min_dim=2,
+        stiff=True,
+    ),
     "TriangularAffine": Case(lambda key, dim: vb.TriangularAffine(dim), stiff=True),
 }
 # Exact only to a tolerance, with laws in files of their own.

@@ -45,6 +45,7 @@ FLOWS = {
     "coupling spline": lambda key: vf.flows.coupling(
         key, 3, transformer=vf.bijections.Spline(num_bins=3), num_layers=2, hidden=(5,)
     ),
+    "coupling shared": lambda key: vf.flows.coupling(key, 2, shared_trunk=True, **SMALL),
     "inverse_autoregressive": lambda key: vf.flows.inverse_autoregressive(key, 2, **SMALL),
     "inverse_autoregressive 1": lambda key: vf.flows.inverse_autoregressive(key, 1, **SMALL),
     "inverse_autoregressive 5": lambda key: vf.flows.inverse_autoregressive(

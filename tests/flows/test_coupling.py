@@ -139,3 +139,17 @@ def test_coupling_names_bad_arguments(options, match):
 def test_gaussian_names_bad_arguments(options, match):
     with pytest.raises(ValueError, match=match):
         vf.flows.gaussian(jax.random.key(0), **{"dim": 2, **options})
+
+
+def test_a_shared_trunk_grows_slowly():
+    """From 2 to 16 layers, under twice the parameters; separate networks grow eightfold."""
+
+    def size(num_layers, shared):
+        flow = vf.flows.coupling(
+            jax.random.key(0), 4, num_layers=num_layers, hidden=(64, 64), shared_trunk=shared
+        )
+        return sum(leaf.size for leaf in jax.tree.leaves(vf.params(flow.bijection.layers[0])))
+
+    assert size(16, True) < 2 * size(2, True)
+    assert size(16, False) == 8 * size(2, False)
+    assert size(16, True) < size(16, False) / 4

@@ -20,6 +20,7 @@ from vflow.bijections._permute import Permute as Permute
 from vflow.bijections._planar import Planar as Planar
 from vflow.bijections._radial import Radial as Radial
 from vflow.bijections._residual import Residual as Residual
+from vflow.bijections._shared_coupling import SharedCoupling as SharedCoupling
 from vflow.bijections._sinh_arcsinh import SinhArcsinhTransformer as SinhArcsinhTransformer
 from vflow.bijections._smooth_heavy_tail import SmoothHeavyTail as SmoothHeavyTail
 from vflow.bijections._spline import Spline as Spline
@@ -56,6 +57,7 @@ __all__ = [
     "Radial",
     "Residual",
     "Scan",
+    "SharedCoupling",
     "SinhArcsinhTransformer",
     "SmoothHeavyTail",
     "Spline",

@@ -14,6 +14,7 @@ from vflow.bijections import (
     Elementwise,
     Permute,
     Scan,
+    SharedCoupling,
     SinhArcsinhTransformer,
 )
 from vflow.distributions import AbstractDistribution, Flow
@@ -30,6 +31,7 @@ def coupling(
     hidden: tuple[int, ...] = (32, 32),
     activation: str = "silu",
     condition_dim: int | None = None,
+    shared_trunk: bool = False,
     base: AbstractDistribution | None = None,
     tails: AbstractBijection | None = None,
 ) -> Flow:
@@ -50,6 +52,9 @@ def coupling(
         hidden: widths of each conditioner's hidden layers.
         activation: their activation, as in "silu", "tanh", "relu".
         condition_dim: length of the condition vector, or None.
+        shared_trunk: one network for all layers, with a small head, gates and an embedding for each
+            (`vf.bijections.SharedCoupling`): fewer parameters in deep stacks. Without effect where
+            dim is 1.
         base: distribution on `(dim,)`; standard normal by default. Base coordinate i becomes
             coordinate i: layers hand coordinates back in their order.
         tails: a bijection on `(dim,)` applied last, for example one that changes the tails.
@@ -95,6 +100,9 @@ def coupling(
     orders = jnp.zeros((num_layers, 1), int)
     if dim > 1:
         orders = jnp.asarray(permutations(splits(dim, num_layers)))
-    layers = Scan(eqx.filter_vmap(make_layer)(keys, orders))
+    if shared_trunk and dim > 1:
+        layers = SharedCoupling(key, dim, orders, **options)
+    else:
+        layers = Scan(eqx.filter_vmap(make_layer)(keys, orders))
     affine = Affine(jnp.zeros((dim,)), jnp.ones((dim,)))
     return Flow(base, Chain([layers, affine, *last]))
