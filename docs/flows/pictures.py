@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import matplotlib
@@ -251,6 +252,48 @@ def block_autoregressive() -> None:
     _ring_by_elbo(flow, "block autoregressive flow")
 
 
+def _grid(ax: Any, layer: Any) -> None:
+    """A square grid after one layer."""
+    u = jnp.linspace(-3, 3, 31)
+    for c in np.linspace(-3, 3, 9):
+        for line in (jnp.stack([u, 0 * u + c], 1), jnp.stack([0 * u + c, u], 1)):
+            y = jax.vmap(layer.forward_and_log_det)(line)[0]
+            ax.plot(*np.asarray(y).T, color="tab:blue", lw=0.5)
+    ax.set(xlim=(-4, 4), ylim=(-4, 4))
+
+
+def planar() -> None:
+    """What one layer does to a grid, and what sixteen make of a bent target."""
+    row = axes(3, ("one layer", "target", "16 layers, fitted"))
+    u, w = jnp.array([2.0, 1.0]), jnp.array([1.5, -0.5])
+    layer = vf.bijections.Planar(jax.random.key(0), 2)
+    layer = eqx.tree_at(lambda b: b.params, layer, jnp.concatenate([u, w, jnp.zeros(1)]))
+    _grid(row[0], layer)
+    density(row[1], banana)
+    start = vf.flows.planar(jax.random.key(0), 2, num_layers=16)
+    density(row[2], fit(start, banana, 3000).log_prob)
+
+
+def radial() -> None:
+    """Expansion and contraction of a grid, and a stack on a bent target."""
+    row = axes(3, ("expansion", "contraction", "16 layers, fitted"))
+    for ax, raw_beta in ((row[0], 3.0), (row[1], -3.0)):
+        layer = vf.bijections.Radial(jax.random.key(0), 2)
+        leaves = jnp.zeros(2), jnp.asarray(raw_beta)
+        _grid(ax, eqx.tree_at(lambda b: (b.centre, b.raw_beta), layer, leaves))
+    start = vf.flows.radial(jax.random.key(0), 2, num_layers=16)
+    density(row[2], fit(start, banana, 3000).log_prob)
+
+
+def sylvester() -> None:
+    """Layers of rank one and two at the same number of hidden units."""
+    row = axes(3, ("target", "16 layers of rank 1", "8 layers of rank 2"))
+    density(row[0], banana)
+    for ax, rank in ((row[1], 1), (row[2], 2)):
+        start = vf.flows.sylvester(jax.random.key(0), 2, rank=rank, num_layers=16 // rank)
+        density(ax, fit(start, banana, 3000).log_prob)
+
+
 def main(names: list[str]) -> None:
     """Draw the named pictures, or all."""
     plt.rcParams["svg.hashsalt"] = "vflow"
@@ -263,6 +306,7 @@ def main(names: list[str]) -> None:
         "fit",
         "four_modes",
         "main",
+        "_grid",
         "ring",
     }
     pictures = {
