@@ -294,6 +294,12 @@ def sylvester() -> None:
         density(ax, fit(start, banana, 3000).log_prob)
 
 
+def residual() -> None:
+    """The ring fitted by the ELBO."""
+    flow = vf.flows.residual(jax.random.key(0), 2, num_layers=6, hidden=(16, 16))
+    _ring_by_elbo(flow, "residual flow")
+
+
 def main(names: list[str]) -> None:
     """Draw the named pictures, or all."""
     plt.rcParams["svg.hashsalt"] = "vflow"
