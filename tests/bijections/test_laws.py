@@ -144,9 +144,6 @@ CASES = {
     "Sylvester householder": Case(
         lambda key, dim: vb.Sylvester(key, dim, dim, variant="householder", num_reflections=3)
     ),
-    "Sylvester triangular": Case(
-        lambda key, dim: vb.Sylvester(key, dim, dim, variant="triangular")
-    ),
     "SmoothHeavyTail": Case(lambda key, dim: vb.SmoothHeavyTail(dim)),
     "TailCoupling": Case(
         lambda key, dim: vb.TailCoupling(key, dim // 2, dim - dim // 2, hidden=(4,))

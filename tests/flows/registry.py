@@ -72,9 +72,6 @@ FLOWS = {
         key, 3, num_layers=2, hidden=(4,), condition_dim=3, lipschitz=0.7
     ),
     "sylvester": lambda key: vf.flows.sylvester(key, 2, num_layers=2),
-    "sylvester 5": lambda key: vf.flows.sylvester(
-        key, 5, rank=3, num_layers=2, variant="triangular", base=_heavy()
-    ),
     "tail_adaptive": lambda key: vf.flows.tail_adaptive(
         key, 2, df=jnp.array([3.0, jnp.inf]), **SMALL
     ),
