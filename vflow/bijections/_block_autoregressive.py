@@ -130,7 +130,9 @@ class BlockAutoregressive(AbstractBijection):
 
     def _offsets(self, condition: Array | None) -> list[Array]:
         first, *rest = self.biases
-        return [first if condition is None else first + condition @ self.context, *rest]
+        if condition is not None and self.context is not None:
+            first = first + condition @ self.context
+        return [first, *rest]
 
     def _transform(self, x: Array, condition: Array | None) -> tuple[Array, Array]:
         """The map and the logarithms of the diagonal of its Jacobian."""
