@@ -82,6 +82,11 @@ CASES = {
         min_dim=2,
         stiff=True,
     ),
+    "Coupling tanh mixture": Case(
+        lambda key, dim: vb.Coupling(key, dim, transformer=vb.TanhMixture(2), hidden=(4,)),
+        min_dim=2,
+        stiff=True,
+    ),
     "Elementwise": Case(lambda key, dim: vb.Elementwise(key, dim)),
     "Elementwise conditional": Case(
         lambda key, dim: vb.Elementwise(key, dim, hidden=(4,), condition_dim=2), condition_dim=2
@@ -109,6 +114,7 @@ CASES = {
         ),
         condition_dim=2,
     ),
+    "LOFT": Case(lambda key, dim: vb.LOFT(dim, threshold=0.5)),
     "LULinear": Case(lambda key, dim: vb.LULinear(dim, key=key), stiff=True),
     "LowRankAffine": Case(lambda key, dim: vb.LowRankAffine(key, dim, min(dim, 2)), stiff=True),
     "MaskedAutoregressive": Case(

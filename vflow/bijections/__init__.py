@@ -12,6 +12,7 @@ from vflow.bijections._elementwise import Elementwise as Elementwise
 from vflow.bijections._heavy_tail import HeavyTail as HeavyTail
 from vflow.bijections._identity import Identity as Identity
 from vflow.bijections._kernelised_coupling import KernelisedCoupling as KernelisedCoupling
+from vflow.bijections._loft import LOFT as LOFT
 from vflow.bijections._low_rank_affine import LowRankAffine as LowRankAffine
 from vflow.bijections._lu_linear import LULinear as LULinear
 from vflow.bijections._masked_autoregressive import MaskedAutoregressive as MaskedAutoregressive
@@ -26,6 +27,7 @@ from vflow.bijections._smooth_heavy_tail import SmoothHeavyTail as SmoothHeavyTa
 from vflow.bijections._spline import Spline as Spline
 from vflow.bijections._sylvester import Sylvester as Sylvester
 from vflow.bijections._tail_coupling import TailCoupling as TailCoupling
+from vflow.bijections._tanh_mixture import TanhMixture as TanhMixture
 from vflow.bijections._transformer import AbstractTransformer as AbstractTransformer
 from vflow.bijections._transformer import AffineTransformer as AffineTransformer
 from vflow.bijections._triangular_affine import TriangularAffine as TriangularAffine
@@ -33,6 +35,7 @@ from vflow.bijections._wrappers import Freeze as Freeze
 from vflow.bijections._wrappers import Invert as Invert
 
 __all__ = [
+    "LOFT",
     "AbstractBijection",
     "AbstractTransformer",
     "Affine",
@@ -63,5 +66,6 @@ __all__ = [
     "Spline",
     "Sylvester",
     "TailCoupling",
+    "TanhMixture",
     "TriangularAffine",
 ]
