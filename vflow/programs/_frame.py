@@ -26,9 +26,7 @@ GRADIENTS = ("total", "path", "auto")
 
 def magic(score: Any) -> Any:
     r"""$e^{s - \mathrm{stop}(s)}$: the value is one, the gradient is that of `score`."""
-    box = jnp.exp(score - jax.lax.stop_gradient(score))
-    traced = bool(_STACK.frames) and getattr(_STACK.frames[-1].run.path, "kind", None) == "trace"
-    return tag("score", "-", box) if traced else box
+    return jnp.exp(score - jax.lax.stop_gradient(score))
 
 
 class NeedsLanes(BaseException):
@@ -219,8 +217,13 @@ class Frame:
     def add_cost(self, value: Any) -> None:
         """A cost depends on the sites visited so far only: multiply by their score."""
         if "score" in self.totals:
-            value = value * magic(self.totals["score"])
+            value = value * self._box(self.totals["score"])
         self.add("cost", value)
+
+    def _box(self, score: Any) -> Any:
+        """`magic`, known as such where the program is analysed."""
+        traced = getattr(self.run.path, "kind", None) == "trace"
+        return tag("score", "-", magic(score)) if traced else magic(score)
 
     def add_given(self, name: str, log_prob: Any) -> None:
         """Count the log density of a given or observed site."""
@@ -278,7 +281,7 @@ class Frame:
         cost = totals.pop("cost", None)
         if cost is not None:
             if sequential and "score" in totals:
-                cost = cost * magic(jnp.cumsum(totals["score"]) - totals["score"])
+                cost = cost * self._box(jnp.cumsum(totals["score"]) - totals["score"])
             self.add_cost(jnp.sum(cost))
         for name, value in totals.items():
             self.add(name, jnp.sum(value))

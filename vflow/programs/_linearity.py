@@ -67,7 +67,7 @@ class Report(NamedTuple):
 
 
 def tag(kind: str, label: str, x: Any) -> Any:
-    """Mark the arrays of `x` in the jaxpr: "value", "log_q", "draw" (depends on), or "score"."""
+    """Mark the arrays of `x` in the jaxpr: "value", "log_q", "draw", "score" or "discrete"."""
     return jax.tree.map(
         lambda leaf: checkpoint_name(jnp.asarray(leaf), f"{_PREFIX}{kind} {label}"), x
     )
@@ -126,8 +126,10 @@ def _apply(eqn: Any, ins: list[Fact], inputs: dict[str, frozenset[str]]) -> list
 
 def _marked(mark: str, x: Fact, inputs: dict[str, frozenset[str]]) -> Fact:
     kind, label = mark.split(" ", 1)
+    if kind == "discrete":  # how it depends on other draws, its score or its lanes tell
+        return Fact()
     if kind == "score":  # the box that multiplies costs by a score: derivatives see its draws
-        return x._replace(hidden=False)
+        return x._replace(hidden=False, step=False)
     if kind == "value":
         inputs[label] = inputs.get(label, frozenset()) | x.draws
     order = (2 if x.order else 1) if kind == "log_q" else x.order

@@ -157,7 +157,7 @@ def _along(score: Any, x: Any) -> Any:
 def _slope(primals: Any, tangents: Any) -> Any:
     zero = _along(*primals)
     moves = jax.tree.map(lambda s, x, dx: jnp.vdot(s * _one(x), dx), *primals, tangents[1])
-    return zero, sum(jax.tree.leaves(moves)).astype(zero.dtype)
+    return zero, jnp.asarray(sum(jax.tree.leaves(moves)), zero.dtype)
 
 
 def along(score: Any, x: Any) -> Any:
@@ -238,6 +238,8 @@ def draw_site(frame: Frame, site: Any, value: Any) -> Any:
     run, label = frame.run.path, frame.scope + site.name
     leaves = jax.tree.leaves(value)
     continuous = all(jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) for leaf in leaves)
+    if run.kind == "trace" and not continuous:
+        return tag("discrete", label, value)
     if run.kind == "plain" or not continuous:
         return value
     log_q = site.drawn_log_prob

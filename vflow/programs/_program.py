@@ -109,6 +109,7 @@ def draw(
         if k.startswith("log_") and k != "log_weight"
     }
     frame.absorb(child.totals, {})
+    frame.exports.update(child.exports)
     frame.supports |= child.supports
     return child.records, found
 
