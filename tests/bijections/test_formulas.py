@@ -216,3 +216,25 @@ def test_start_is_the_identity_with_a_gradient(make, rng):
 
     gradient = jax.tree.leaves(eqx.filter_grad(loss)(bijection))
     assert sum(float(jnp.abs(leaf).sum()) for leaf in gradient) > 0.1
+
+
+def test_loft_is_the_papers_formula():
+    """g(z) = sign z (log(max(|z| - tau, 0) + 1) + min(|z|, tau)), and its exact inverse."""
+    x = np.array([-1e4, -100.0, -3.0, 0.0, 99.0, 100.5, 1e6])
+    beyond = np.maximum(np.abs(x) - 100, 0)
+    y = np.sign(x) * (np.log1p(beyond) + np.minimum(np.abs(x), 100))
+    loft = vb.LOFT(7)
+    _check(loft, x, y, -np.log1p(beyond).sum())
+    np.testing.assert_allclose(loft.inverse_and_log_det(y)[0], x, rtol=1e-12)
+
+
+def test_tanh_mixture(rng):
+    layer = _randomised(vb.Elementwise(jax.random.key(0), 1, transformer=vb.TanhMixture(3)), rng)
+    raw = np.asarray(layer.params)[0]
+    slope, rate = np.exp(_clamp(raw[0], -2.0, 2.0)), np.exp(_clamp(raw[4:7], -2.0, 2.0))
+    size = np.log1p(np.exp(raw[1:4] + np.log(np.e - 1))) / 3
+    centre = np.array([-2.0, 0.0, 2.0]) + raw[7:]
+    x = 0.7
+    y = slope * x + np.sum(size * (np.tanh(rate * (x - centre)) + np.tanh(rate * centre)))
+    derivative = slope + np.sum(size * rate / np.cosh(rate * (x - centre)) ** 2)
+    _check(layer, np.array([x]), np.array([y]), np.log(derivative))
