@@ -65,9 +65,8 @@ def monotone_root(
 def _root(
     f: Callable, args: Any, y: Array, lower: Array | None, upper: Array | None, start: Array | None
 ) -> Array:
-    known = lower is not None and upper is not None
     if start is None:
-        start = 0.5 * (lower + upper) if known else y
+        start = y if lower is None or upper is None else 0.5 * (lower + upper)
     if lower is None:
         lower = _end(lambda x: f(x, args) > y, start, -1)
     if upper is None:

@@ -1,7 +1,6 @@
 """Fit a flow to data by maximum likelihood."""
 
 import functools as ft
-import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -281,7 +280,7 @@ def _check_optimizer(optimizer: Any, learning_rate: Any) -> optax.GradientTransf
             raise ValueError("fit_density: give learning_rate or optimizer, not both.")
         return optimizer
     rate = _LEARNING_RATE if learning_rate is None else learning_rate
-    if not isinstance(rate, numbers.Real) or not 0 < rate < float("inf"):
+    if not isinstance(rate, int | float | np.number) or not 0 < rate < float("inf"):
         raise ValueError(f"fit_density: learning_rate must be a positive number, got {rate!r}.")
     return optax.chain(optax.clip_by_global_norm(10.0), optax.adam(rate))
 

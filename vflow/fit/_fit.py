@@ -25,7 +25,7 @@ from vflow.fit._draws import Drawer
 from vflow.fit._dtype import cast, default_dtype, scope
 from vflow.fit._guide import GuideDistribution, make_guide, name_of
 from vflow.fit._loop import Ascent, LoopState, Progress
-from vflow.fit._mixing import mixed
+from vflow.fit._mixing import Mixed, mixed
 from vflow.fit._posterior import Posterior
 from vflow.fit._precondition import Gaussian, fit_gaussian
 from vflow.fit._recipe import (
@@ -217,7 +217,7 @@ class _Run:
             elif isinstance(precondition, AbstractBijection):
                 flow = preconditioned(flow, cast(precondition, dtype))
             self.gradient, note = choose_gradient(self.gradient, self.objective, flow, self.target)
-            if self.gradient == "auto":
+            if self.gradient == "auto" and not isinstance(self.optimizer, Mixed):
                 self.optimizer = mixed(self.optimizer)
             if settled is None:
                 notes = notes + ([] if note is None else [note])

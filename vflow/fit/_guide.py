@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.handlers as handlers
+from jax.core import Tracer
 from jaxtyping import Array, PRNGKeyArray
 
 from vflow._core import ProgramError, partition
@@ -218,7 +219,7 @@ def _refuse_scaled(program: Program, args: tuple[Any, ...]) -> None:
 
 
 def _is_one(scale: Any) -> bool:
-    return not isinstance(scale, jax.core.Tracer) and bool(np.all(scale == 1))
+    return not isinstance(scale, Tracer) and bool(np.all(scale == 1))
 
 
 def _meet(program: Program, args: tuple[Any, ...], target: Target) -> tuple[str, ...]:

@@ -110,7 +110,7 @@ def maximize(
         if not inputs:
             return estimate(key, params)
         key, key_rows = jax.random.split(key)
-        return estimate(key, params, take_rows(key_rows, *inputs, batch))
+        return estimate(key, params, take_rows(key_rows, inputs[0], batch))
 
     def value_and_grad(key, trainable, *inputs):
         return jax.value_and_grad(objective)(trainable, key, *inputs)
@@ -122,8 +122,10 @@ def maximize(
 
     train_key, fresh_key = jax.random.split(key)
     if uses_auto(lambda: objective(trainable, train_key, *inputs)):
-        optimizer = mixed(optimizer)
-    outcome = Ascent(value_and_grad, optimizer).run(
+        rule = mixed(optimizer)
+    else:
+        rule = optimizer
+    outcome = Ascent(value_and_grad, rule).run(
         train_key,
         trainable,
         num_steps,
