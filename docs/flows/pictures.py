@@ -304,16 +304,16 @@ def main(names: list[str]) -> None:
     """Draw the named pictures, or all."""
     plt.rcParams["svg.hashsalt"] = "vflow"
     shared = {
-        "_ring_by_elbo",
-        "_survival",
         "axes",
-        "banana",
         "density",
         "fit",
         "four_modes",
+        "banana",
         "main",
         "_grid",
         "ring",
+        "_ring_by_elbo",
+        "_survival",
     }
     pictures = {
         name: value
