@@ -88,3 +88,16 @@ def test_bad_arguments_are_named():
         vf.flows.injective(jax.random.key(0), 3, 4)
     with pytest.raises(ValueError, match="encoder does not take"):
         vf.distributions.FreeForm(flow.decoder, flow.decoder, 3, 2)
+
+
+def test_likelihood_of_dependent_rows_is_per_row_and_unbiased_over_batches(key):
+    """All rows: the density over n; batches of two of three rows: the mean over all pairs."""
+    similarity = jnp.array([[1.0, 0.6, 0.0], [0.6, 1.0, 0.2], [0.0, 0.2, 1.0]])
+    rows = vf.distributions.RowCorrelated(vf.flows.gaussian(key, 1), similarity, 0.4)
+    x = jnp.array([[0.3], [-1.2], [0.8]])
+    whole = vf.objectives.dependent_likelihood(x)(key, rows)
+    np.testing.assert_allclose(whole, rows.log_prob(x) / 3, rtol=1e-12)
+    batch = vf.objectives.dependent_likelihood(x, 2)
+    values = jax.vmap(lambda key: batch(key, rows))(jax.random.split(key, 60))
+    pairs = [rows.log_prob_batch(x[i], i) / 3 for i in map(jnp.array, ([0, 1], [0, 2], [1, 2]))]
+    np.testing.assert_allclose(np.unique(np.round(values, 9)), np.sort(pairs), atol=1e-8)
