@@ -7,18 +7,22 @@ validation rows; the setting with the best mean validation score over the seeds 
 import argparse
 import functools as ft
 import json
+import sys
 import time
+from pathlib import Path
 from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from _measure import machine, table
 from scipy.special import logsumexp
 from sklearn.datasets import load_breast_cancer, load_digits
 
 import vflow as vf
+from tests.benchmarks._measure import machine, table
 from vflow._core import combine, partition
 from vflow.bijections._place_centres import place_centres
 

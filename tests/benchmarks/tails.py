@@ -6,16 +6,20 @@ one before, with unit variance. Its marginals all have the tail index nu, and lo
 
 import argparse
 import functools as ft
+import sys
 import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from _measure import machine, table
 from vflow_kernels import student_t_log_density
 
 import vflow as vf
+from tests.benchmarks._measure import machine, table
 
 DRAWS = 16_384
 METHODS = ("Gaussian base", "Student-t base", "tail-adaptive", "HeavyTail", "SmoothHeavyTail")

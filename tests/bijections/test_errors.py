@@ -31,7 +31,7 @@ KEY = jax.random.key(0)
         (lambda: vb.Flip(0), "Flip: dim must be"),
         (lambda: vb.Coupling(KEY, 1), "Coupling: dim = 1 has nothing to split; use Elementwise"),
         (lambda: vb.Coupling(KEY, 3, num_identity=3), "num_identity must be between 1 and"),
-        (lambda: vb.Coupling(KEY, 3, transformer="cubic"), "transformer must be 'affine'"),
+        (lambda: vb.Coupling(KEY, 3, transformer="cubic"), "transformer must be one of 'affine'"),
         (lambda: vb.Coupling(KEY, 3, activation="sin"), "activation must be one of"),
         (lambda: vb.Coupling(KEY, 3, hidden=(0,)), "hidden must hold widths"),
         (lambda: vb.Coupling(KEY, 3, condition_dim=0), "condition_dim must be"),

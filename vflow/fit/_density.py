@@ -282,7 +282,7 @@ def _check_optimizer(optimizer: Any, learning_rate: Any) -> optax.GradientTransf
     rate = _LEARNING_RATE if learning_rate is None else learning_rate
     if not isinstance(rate, int | float | np.number) or not 0 < rate < float("inf"):
         raise ValueError(f"fit_density: learning_rate must be a positive number, got {rate!r}.")
-    return optax.chain(optax.clip_by_global_norm(10.0), optax.adam(rate))
+    return optax.chain(optax.clip_by_global_norm(10.0), optax.adam(float(rate)))
 
 
 def _on_device(rows: Rows) -> Any:

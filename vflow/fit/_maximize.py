@@ -100,9 +100,9 @@ def maximize(
             "maximize: params has no trainable leaf: floating-point arrays are needed."
         )
 
-    inputs = ()
+    inputs, rows = (), 0
     if data is not None or batch is not None:
-        data, batch = check_data("maximize", data, batch)
+        data, rows = check_data("maximize", data, batch)
         inputs = (data,)
 
     def objective(trainable, key, *inputs):
@@ -110,7 +110,7 @@ def maximize(
         if not inputs:
             return estimate(key, params)
         key, key_rows = jax.random.split(key)
-        return estimate(key, params, take_rows(key_rows, inputs[0], batch))
+        return estimate(key, params, take_rows(key_rows, inputs[0], rows))
 
     def value_and_grad(key, trainable, *inputs):
         return jax.value_and_grad(objective)(trainable, key, *inputs)

@@ -71,7 +71,7 @@ def tail_adaptive(
         >>> import jax, jax.numpy as jnp, vflow as vf
         >>> flow = vf.flows.tail_adaptive(jax.random.key(0), 3, df=jnp.array([jnp.inf, 3.0, 3.0]))
         >>> print(flow.base.df, f"{flow.log_prob(jnp.zeros(3)):.4f}")
-        [inf  3.  3.] -2.9208
+        [inf  3.  3.] -2.9207
 
     Source:
         Laszkiewicz, Lederer & Fischer 2022 (arXiv 2206.10311); Liang, Mahoney & Hodgkinson 2022

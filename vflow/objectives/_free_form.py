@@ -45,10 +45,10 @@ def free_form(
 
     Example:
         >>> import jax, jax.numpy as jnp, vflow as vf
-        >>> flow = vf.distributions.FreeForm(jax.random.key(0), 3, 3)
-        >>> estimate = vf.objectives.free_form(jnp.zeros((10, 3)), batch_size=4)
+        >>> flow = vf.flows.injective(jax.random.key(0), 3, 2)
+        >>> estimate = vf.objectives.free_form(jnp.ones((10, 3)), batch_size=4)
         >>> print(f"{estimate(jax.random.key(1), flow):.4f}")
-        -2.7568
+        -21.7703
 
     Source: Sorrenson et al. 2024 (arXiv 2306.01843), equations 6 and 11.
     """
