@@ -45,6 +45,26 @@ class _Shift(vb.AbstractBijection):
         return (y - shift) / 2, jnp.full_like(y, sign * 2 * jnp.log(2.0), shape=())
 
 
+class _Stiff(vb.AbstractBijection):
+    """Condition number 1e18: y gives x to 1e-7, and within that the log-determinant changes."""
+
+    shape: tuple[int, ...] = eqx.field(static=True, default=(2,))
+    condition_shape: None = eqx.field(static=True, default=None)
+
+    def forward_and_log_det(self, x, condition=None):
+        y = jnp.stack([x[0], jnp.sinh(x[1]) + 1e9 * x[0]])
+        return y, jnp.log(jnp.cosh(x[1]))
+
+    def inverse_and_log_det(self, y, condition=None):
+        rest = y[1] - 1e9 * y[0]
+        return jnp.stack([y[0], jnp.arcsinh(rest)]), -0.5 * jnp.log1p(rest**2)
+
+    def push_score(self, x, score, condition=None):
+        y, log_det = self.forward_and_log_det(x)
+        last = (score[1] - jnp.tanh(x[1])) / jnp.cosh(x[1])
+        return y, log_det, jnp.stack([score[0] - 1e9 * last, last])
+
+
 class _DenseScore(vb.AbstractBijection):
     """A cubic with neither an inverse nor a score rule: the base class solves densely."""
 
@@ -66,6 +86,10 @@ def test_right_bijections_pass(key):
         errors = check_bijection(without_inverse, key)
         assert max(errors.log_det, errors.score) < 1e-12
         assert jnp.isnan(errors.round_trip)
+
+
+def test_a_stiff_map_is_not_called_wrong(key):
+    assert max(check_bijection(_Stiff(), key)) < 1e-12
 
 
 @pytest.mark.parametrize(

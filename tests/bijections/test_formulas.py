@@ -198,6 +198,8 @@ def test_freeze_trains_nothing():
         lambda key: vb.Coupling(key, 4),
         lambda key: vb.Coupling(key, 4, condition_dim=2),
         lambda key: vb.Elementwise(key, 4),
+        lambda key: vb.Elementwise(key, 4, transformer="spline"),
+        lambda key: vb.Elementwise(key, 4, transformer=vb.TanhMixture()),
         lambda key: vb.LowRankAffine(key, 4, 2),
         lambda key: vb.LULinear(4),
         lambda key: vb.TriangularAffine(4),
@@ -231,10 +233,20 @@ def test_loft_is_the_papers_formula():
 def test_tanh_mixture(rng):
     layer = _randomised(vb.Elementwise(jax.random.key(0), 1, transformer=vb.TanhMixture(3)), rng)
     raw = np.asarray(layer.params)[0]
-    slope, rate = np.exp(_clamp(raw[0], -2.0, 2.0)), np.exp(_clamp(raw[4:7], -2.0, 2.0))
-    size = np.log1p(np.exp(raw[1:4] + np.log(np.e - 1))) / 3
-    centre = np.array([-2.0, 0.0, 2.0]) + raw[7:]
+    scale, rate = np.exp(_clamp(raw[1], -2.0, 2.0)), np.exp(_clamp(raw[5:8], -2.0, 2.0))
+    height = 0.999 / 3 * (np.log1p(np.exp(raw[2:5] + np.log(np.e - 1))) - 1)
+    centre = np.array([-2.0, 0.0, 2.0]) + raw[8:]
     x = 0.7
-    y = slope * x + np.sum(size * (np.tanh(rate * (x - centre)) + np.tanh(rate * centre)))
-    derivative = slope + np.sum(size * rate / np.cosh(rate * (x - centre)) ** 2)
-    _check(layer, np.array([x]), np.array([y]), np.log(derivative))
+    y = raw[0] + scale * (x + np.sum(height / rate * np.tanh(rate * (x - centre))))
+    slope = scale * (1 + np.sum(height / np.cosh(rate * (x - centre)) ** 2))
+    _check(layer, np.array([x]), np.array([y]), np.log(slope))
+
+
+def test_tanh_mixture_increases_for_all_heights():
+    """All bends as deep as they get, and at one place: the slope there is a thousandth."""
+    raw = jnp.zeros(11).at[2:5].set(-1e4).at[8:].set(jnp.array([2.0, 0.0, -2.0]))
+    transformer = vb.TanhMixture(3)
+    y, log_slope = transformer.forward(jnp.zeros(()), raw)
+    np.testing.assert_allclose(np.exp(log_slope), 1e-3, rtol=1e-9)
+    back = np.asarray(transformer.inverse(y + 1e-4, raw)[0])
+    np.testing.assert_allclose(back - 0.999 * np.tanh(back), 1e-4, rtol=1e-9)

@@ -37,13 +37,16 @@ FLOWS = {
     ),
     "coupling": lambda key: vf.flows.coupling(key, 2, **SMALL),
     "coupling 1": lambda key: vf.flows.coupling(key, 1, **SMALL),
-    "coupling 1 conditional": lambda key: vf.flows.coupling(key, 1, condition_dim=3, **SMALL),
+    "coupling 1 spline": lambda key: vf.flows.coupling(
+        key, 1, transformer="spline", condition_dim=3, **SMALL
+    ),
     "coupling conditional": lambda key: vf.flows.coupling(key, 2, condition_dim=3, **SMALL),
     "coupling 5": lambda key: vf.flows.coupling(
         key, 5, base=_heavy(), tails=vf.bijections.TriangularAffine(5), **SMALL
     ),
-    "coupling spline": lambda key: vf.flows.coupling(
-        key, 3, transformer=vf.bijections.Spline(num_bins=3), num_layers=2, hidden=(5,)
+    "coupling spline": lambda key: vf.flows.coupling(key, 2, transformer="spline", **SMALL),
+    "coupling tanh mixture": lambda key: vf.flows.coupling(
+        key, 2, transformer=vf.bijections.TanhMixture(2), num_layers=2, hidden=(5,)
     ),
     "coupling shared": lambda key: vf.flows.coupling(key, 2, shared_trunk=True, **SMALL),
     "inverse_autoregressive": lambda key: vf.flows.inverse_autoregressive(key, 2, **SMALL),
