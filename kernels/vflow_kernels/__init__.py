@@ -12,6 +12,7 @@ from vflow_kernels._densities import standard_normal_log_density as standard_nor
 from vflow_kernels._densities import student_t_log_density as student_t_log_density
 from vflow_kernels._fixed_point import triangular_fixed_point as triangular_fixed_point
 from vflow_kernels._fixed_point import triangular_root as triangular_root
+from vflow_kernels._householder import householder_matvec as householder_matvec
 from vflow_kernels._kernel_expansion import kernel_expansion as kernel_expansion
 from vflow_kernels._kernel_expansion import median_lengthscale as median_lengthscale
 from vflow_kernels._kernel_expansion import radial_kernel as radial_kernel
@@ -56,6 +57,7 @@ __all__ = [
     "heavy_tail_forward",
     "heavy_tail_inverse",
     "householder_columns",
+    "householder_matvec",
     "kernel_expansion",
     "low_rank_log_det",
     "low_rank_matvec",

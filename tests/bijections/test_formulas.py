@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 import vflow.bijections as vb
 from vflow._core import params
@@ -109,6 +110,45 @@ def test_permute_and_flip(rng):
     _check(vb.Flip(4), x, x[::-1], 0.0)
 
 
+def test_householder(rng):
+    """One reflection after the other, the last first; a vector of zeros reflects nothing."""
+    layer = _randomised(vb.Householder(jax.random.key(0), DIM, num_reflections=4), rng)
+    layer = eqx.tree_at(lambda b: b.vectors, layer, layer.vectors.at[2].set(0.0))
+    x = y = rng.normal(size=DIM)
+    for v in np.asarray(layer.vectors)[[3, 1, 0]]:
+        y = y - 2 * v * (v @ y) / (v @ v)
+    _check(layer, x, y, 0.0)
+    gradient = jax.jacrev(lambda b: b.forward_and_log_det(x)[0])(layer).vectors
+    assert np.isfinite(gradient).all()
+    with pytest.raises(ValueError, match="num_reflections must be an even integer"):
+        vb.Householder(jax.random.key(0), DIM, num_reflections=3)
+
+
+def test_act_norm(rng):
+    layer = _randomised(vb.ActNorm(DIM), rng)
+    x, scale = rng.normal(size=DIM), np.exp(layer.log_scale)
+    _check(layer, x, (x - layer.loc) * scale, np.log(scale).sum())
+
+
+def test_act_norm_whitens_the_draws_that_reach_it(rng):
+    """Through chains and scans, one after the other, each seeing what those before it made."""
+    affine = vb.Affine(jnp.array([1.0, -2.0, 0.0]), jnp.array([3.0, 1.0, 0.1]))
+    inner = vb.Chain([affine, vb.ActNorm(DIM)])
+    scan = vb.Scan.stack([inner, inner])
+    draws = rng.standard_t(1.5, size=(200, DIM))  # no variance
+    draws[:, 2] = 4.0  # no spread: the scale stays
+    out = vb.ActNorm.whiten(vb.Chain([vb.ActNorm(DIM), scan]), jnp.asarray(draws))
+    first = out.layers[0]
+    low, middle, high = np.quantile(draws, [0.25, 0.5, 0.75], axis=0)
+    np.testing.assert_allclose(first.loc, middle, rtol=1e-12)
+    normal = 2 * scipy.stats.norm.ppf(0.75)
+    spread = [*(high - low)[:2] / normal, 1.0]
+    np.testing.assert_allclose(first.log_scale, -np.log(spread), rtol=1e-9)
+    norms = out.layers[1].layers.layers[1]
+    np.testing.assert_allclose(norms.loc, np.tile(affine.loc, (2, 1)), atol=1e-12)
+    np.testing.assert_allclose(norms.log_scale[:, :2], -np.log([[3.0, 1.0]] * 2), atol=1e-12)
+
+
 def _network(mlp, x):
     for weight, bias in zip(mlp.weights[:-1], mlp.biases[:-1], strict=True):
         x = x @ np.asarray(weight) + np.asarray(bias)
@@ -200,6 +240,7 @@ def test_freeze_trains_nothing():
         lambda key: vb.Elementwise(key, 4),
         lambda key: vb.Elementwise(key, 4, transformer="spline"),
         lambda key: vb.Elementwise(key, 4, transformer=vb.TanhMixture()),
+        lambda key: vb.Householder(key, 4),
         lambda key: vb.LowRankAffine(key, 4, 2),
         lambda key: vb.LULinear(4),
         lambda key: vb.TriangularAffine(4),

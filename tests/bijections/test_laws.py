@@ -45,6 +45,7 @@ def _mixed_df(dim):
 
 
 CASES = {
+    "ActNorm": Case(lambda key, dim: vb.ActNorm(dim)),
     "Affine": Case(lambda key, dim: vb.Affine(jnp.arange(1.0, dim + 1), 2.0)),
     "BlockLU": Case(lambda key, dim: vb.BlockLU((dim // 2, dim - dim // 2), key=key), stiff=True),
     "BlockAutoregressive": Case(
@@ -99,6 +100,7 @@ CASES = {
     "Freeze": Case(lambda key, dim: vb.Freeze(vb.Affine(jnp.ones(dim), 0.5))),
     "HeavyTail": Case(lambda key, dim: vb.HeavyTail(dim)),
     "HeavyTail mixed": Case(lambda key, dim: vb.HeavyTail(dim, df=_mixed_df(dim))),
+    "Householder": Case(lambda key, dim: vb.Householder(key, dim, num_reflections=4)),
     "Identity": Case(lambda key, dim: vb.Identity((dim,))),
     "Invert": Case(
         lambda key, dim: vb.Invert(vb.Coupling(key, dim, hidden=(4,), condition_dim=2)),

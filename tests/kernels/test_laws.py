@@ -162,6 +162,13 @@ KERNELS = {
         lambda vectors: vflow_kernels.householder_columns(vectors, RANK),
         ("vectors",),
     ),
+    "householder_matvec": (
+        lambda vectors, x, y: (
+            vflow_kernels.householder_matvec(vectors, x),
+            vflow_kernels.householder_matvec(vectors, y, transpose=True),
+        ),
+        ("vectors", "x", "y"),
+    ),
     "planar_constrain": (vflow_kernels.planar_constrain, ("u", "w")),
     "planar_forward": _planar("planar_forward"),
     "planar_inverse": _planar("planar_inverse"),

@@ -1,5 +1,6 @@
 """Floor 2: bijections, one file per family; the contract is `AbstractBijection`."""
 
+from vflow.bijections._act_norm import ActNorm as ActNorm
 from vflow.bijections._affine import Affine as Affine
 from vflow.bijections._bijection import AbstractBijection as AbstractBijection
 from vflow.bijections._block_autoregressive import BlockAutoregressive as BlockAutoregressive
@@ -10,6 +11,7 @@ from vflow.bijections._continuous import Continuous as Continuous
 from vflow.bijections._coupling import Coupling as Coupling
 from vflow.bijections._elementwise import Elementwise as Elementwise
 from vflow.bijections._heavy_tail import HeavyTail as HeavyTail
+from vflow.bijections._householder import Householder as Householder
 from vflow.bijections._identity import Identity as Identity
 from vflow.bijections._kernelised_coupling import KernelisedCoupling as KernelisedCoupling
 from vflow.bijections._loft import LOFT as LOFT
@@ -38,6 +40,7 @@ __all__ = [
     "LOFT",
     "AbstractBijection",
     "AbstractTransformer",
+    "ActNorm",
     "Affine",
     "AffineTransformer",
     "BlockAutoregressive",
@@ -49,6 +52,7 @@ __all__ = [
     "Flip",
     "Freeze",
     "HeavyTail",
+    "Householder",
     "Identity",
     "Invert",
     "KernelisedCoupling",
