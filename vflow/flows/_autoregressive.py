@@ -1,44 +1,20 @@
 """Masked and inverse autoregressive flows."""
 
-import equinox as eqx
-import jax
-import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
 from vflow.bijections import (
     AbstractBijection,
     AbstractTransformer,
-    Affine,
     Chain,
     Elementwise,
     Invert,
     MaskedAutoregressive,
-    Scan,
     SinhArcsinhTransformer,
 )
 from vflow.distributions import AbstractDistribution, Flow
-from vflow.flows._checks import check_base, check_count, check_tails, check_widths
-
-
-def orders(dim: int, num_layers: int) -> np.ndarray:
-    """Orders of the coordinates, one a layer, each second one the reverse of the one before it.
-
-    So in each pair of layers every coordinate meets every other. The first is 0, 1, ..., the others
-    are drawn, with a fixed seed: a flow's structure is a function of its options.
-
-    Args:
-        dim: number of coordinates.
-        num_layers: number of layers.
-
-    Returns:
-        Integers of shape `(num_layers, dim)`.
-    """
-    rng = np.random.default_rng(0)
-    rows = [np.arange(dim)]
-    for layer in range(1, num_layers):
-        rows.append(rows[-1][::-1] if layer % 2 else rng.permutation(dim))
-    return np.stack(rows)
+from vflow.flows._checks import check_common, check_widths
+from vflow.flows._splits import orders
+from vflow.flows._stack import stack, unit_affine
 
 
 def masked_autoregressive(
@@ -148,12 +124,9 @@ def _autoregressive(
     owner, direct, key, dim, transformer, num_layers, hidden, activation, condition_dim, base, tails
 ) -> Flow:
     """Either flow; `direct` turns a layer round or leaves it."""
-    check_count(owner, "dim", dim)
-    check_count(owner, "num_layers", num_layers)
-    if condition_dim is not None:
-        check_count(owner, "condition_dim", condition_dim)
-    base = check_base(owner, base, dim)
-    last = check_tails(owner, tails, dim)
+    base, last = check_common(
+        owner, dim, num_layers=num_layers, condition_dim=condition_dim, base=base, tails=tails
+    )
     if dim == 1 and transformer == "affine":
         transformer = SinhArcsinhTransformer()
     options = {
@@ -168,7 +141,5 @@ def _autoregressive(
             return Elementwise(key, 1, **options)
         return direct(MaskedAutoregressive(key, dim, order=order, **options))
 
-    keys = jax.random.split(key, num_layers)
-    layers = Scan(eqx.filter_vmap(make_layer)(keys, jnp.asarray(orders(dim, num_layers))))
-    affine = Affine(jnp.zeros((dim,)), jnp.ones((dim,)))
-    return Flow(base, Chain([layers, affine, *last]))
+    layers = stack(make_layer, key, num_layers, orders(dim, num_layers))
+    return Flow(base, Chain([layers, unit_affine(dim), *last]))

@@ -1,13 +1,11 @@
 """Block neural autoregressive flows."""
 
-import equinox as eqx
-import jax
-import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
-from vflow.bijections import AbstractBijection, Affine, BlockAutoregressive, Chain, Flip, Scan
+from vflow.bijections import AbstractBijection, BlockAutoregressive, Chain, Flip
 from vflow.distributions import AbstractDistribution, Flow
-from vflow.flows._checks import check_base, check_count, check_tails, check_widths
+from vflow.flows._checks import check_common, check_widths
+from vflow.flows._stack import stack, unit_affine
 
 
 def block_autoregressive(
@@ -52,19 +50,15 @@ def block_autoregressive(
         De Cao, Titov & Aziz 2019 (arXiv 1904.04676).
     """
     owner = "block_autoregressive"
-    check_count(owner, "dim", dim)
-    check_count(owner, "num_layers", num_layers)
-    if condition_dim is not None:
-        check_count(owner, "condition_dim", condition_dim)
+    base, last = check_common(
+        owner, dim, num_layers=num_layers, condition_dim=condition_dim, base=base, tails=tails
+    )
     hidden = check_widths(owner, "hidden", hidden)
-    base = check_base(owner, base, dim)
-    last = check_tails(owner, tails, dim)
 
     def make_layer(key: PRNGKeyArray) -> AbstractBijection:
         layer = BlockAutoregressive(key, dim, hidden=hidden, condition_dim=condition_dim)
         return Chain([layer, Flip(dim)])
 
-    layers = Scan(eqx.filter_vmap(make_layer)(jax.random.split(key, num_layers)))
+    layers = stack(make_layer, key, num_layers)
     back = [Flip(dim)] if num_layers % 2 else []  # coordinates leave in their order
-    affine = Affine(jnp.zeros((dim,)), jnp.ones((dim,)))
-    return Flow(base, Chain([layers, *back, affine, *last]))
+    return Flow(base, Chain([layers, *back, unit_affine(dim), *last]))

@@ -21,6 +21,23 @@ def check_widths(owner: str, name: str, value: Any) -> tuple[int, ...]:
     return tuple(value)
 
 
+def check_common(
+    owner: str,
+    dim: Any,
+    *,
+    num_layers: Any = 1,
+    condition_dim: Any = None,
+    base: Any = None,
+    tails: Any = None,
+) -> tuple[AbstractDistribution, tuple[AbstractBijection, ...]]:
+    """Base and last layers of a flow, after checks of the arguments that every flow has."""
+    check_count(owner, "dim", dim)
+    check_count(owner, "num_layers", num_layers)
+    if condition_dim is not None:
+        check_count(owner, "condition_dim", condition_dim)
+    return check_base(owner, base, dim), check_tails(owner, tails, dim)
+
+
 def check_base(owner: str, base: Any, dim: int) -> AbstractDistribution:
     """The base distribution, standard normal by default, on `(dim,)`."""
     if base is None:

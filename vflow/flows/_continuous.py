@@ -1,11 +1,11 @@
 """Continuous flows."""
 
-import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
-from vflow.bijections import AbstractBijection, Affine, Chain, Continuous
+from vflow.bijections import AbstractBijection, Chain, Continuous
 from vflow.distributions import AbstractDistribution, Flow
-from vflow.flows._checks import check_base, check_count, check_tails, check_widths
+from vflow.flows._checks import check_common, check_widths
+from vflow.flows._stack import unit_affine
 
 
 def continuous(
@@ -52,7 +52,9 @@ def continuous(
     Source:
         Chen et al. 2018 (arXiv 1806.07366); Grathwohl et al. 2019 (arXiv 1810.01367).
     """
-    check_count("continuous", "dim", dim)
+    base, last = check_common(
+        "continuous", dim, condition_dim=condition_dim, base=base, tails=tails
+    )
     layer = Continuous(
         key,
         dim,
@@ -62,6 +64,4 @@ def continuous(
         tolerance=tolerance,
         adjoint=adjoint,
     )
-    affine = Affine(jnp.zeros((dim,)), jnp.ones((dim,)))
-    last = check_tails("continuous", tails, dim)
-    return Flow(check_base("continuous", base, dim), Chain([layer, affine, *last]))
+    return Flow(base, Chain([layer, unit_affine(dim), *last]))

@@ -1,25 +1,22 @@
 """Coupling flows."""
 
-import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
 from vflow.bijections import (
     AbstractBijection,
     AbstractTransformer,
-    Affine,
     Chain,
     Coupling,
     Elementwise,
     Permute,
-    Scan,
     SharedCoupling,
     SinhArcsinhTransformer,
 )
 from vflow.distributions import AbstractDistribution, Flow
-from vflow.flows._checks import check_base, check_count, check_tails, check_widths
-from vflow.flows._splits import permutations, splits
+from vflow.flows._checks import check_common, check_widths
+from vflow.flows._splits import swaps
+from vflow.flows._stack import stack, unit_affine
 
 
 def coupling(
@@ -75,13 +72,10 @@ def coupling(
     Source:
         Dinh, Sohl-Dickstein & Bengio 2017 (arXiv 1605.08803).
     """
-    check_count("coupling", "dim", dim)
-    check_count("coupling", "num_layers", num_layers)
-    if condition_dim is not None:
-        check_count("coupling", "condition_dim", condition_dim)
+    base, last = check_common(
+        "coupling", dim, num_layers=num_layers, condition_dim=condition_dim, base=base, tails=tails
+    )
     hidden = check_widths("coupling", "hidden", hidden)
-    base = check_base("coupling", base, dim)
-    last = check_tails("coupling", tails, dim)
     if dim == 1 and transformer == "affine":
         transformer = SinhArcsinhTransformer()
     options = {
@@ -96,13 +90,9 @@ def coupling(
             return Elementwise(key, 1, **options)
         return Chain([Coupling(key, dim, **options), Permute(permutation)])
 
-    keys = jax.random.split(key, num_layers)
-    orders = jnp.zeros((num_layers, 1), int)
-    if dim > 1:
-        orders = jnp.asarray(permutations(splits(dim, num_layers)))
+    permutations = swaps(dim, num_layers)
     if shared_trunk and dim > 1:
-        layers = SharedCoupling(key, dim, orders, **options)
+        layers = SharedCoupling(key, dim, jnp.asarray(permutations), **options)
     else:
-        layers = Scan(eqx.filter_vmap(make_layer)(keys, orders))
-    affine = Affine(jnp.zeros((dim,)), jnp.ones((dim,)))
-    return Flow(base, Chain([layers, affine, *last]))
+        layers = stack(make_layer, key, num_layers, permutations)
+    return Flow(base, Chain([layers, unit_affine(dim), *last]))

@@ -10,16 +10,15 @@ from jaxtyping import Array, PRNGKeyArray
 from vflow._core._numerics import as_float
 from vflow.bijections import (
     AbstractBijection,
-    Affine,
     Chain,
     KernelisedCoupling,
     Permute,
-    Scan,
 )
 from vflow.bijections._place_centres import place_centres
 from vflow.distributions import AbstractDistribution, Flow
-from vflow.flows._checks import check_base, check_count, check_tails
-from vflow.flows._splits import permutations, splits
+from vflow.flows._checks import check_common, check_count
+from vflow.flows._splits import swaps
+from vflow.flows._stack import stack, unit_affine
 
 # Base draws per centre among which the centres of a layer are chosen.
 _SPARE = 4
@@ -86,25 +85,23 @@ def kernelised(
     Source:
         English, Kirchler & Lippert 2024 (arXiv 2307.14839).
     """
-    check_count("kernelised", "dim", dim)
-    check_count("kernelised", "num_layers", num_layers)
+    base, last = check_common(
+        "kernelised",
+        dim,
+        num_layers=num_layers,
+        condition_dim=condition_dim,
+        base=base,
+        tails=tails,
+    )
     check_count("kernelised", "num_centres", num_centres)
-    if condition_dim is not None:
-        check_count("kernelised", "condition_dim", condition_dim)
-    elif dim == 1:
+    if dim == 1 and condition_dim is None:
         raise ValueError(
             "kernelised: dim = 1 without a condition leaves the kernel nothing to depend on; use "
             "vf.flows.coupling."
         )
-    base = check_base("kernelised", base, dim)
-    last = check_tails("kernelised", tails, dim)
     points, conditions = _check_data(data, condition, dim, condition_dim)
 
     layer_key, point_key, condition_key = jax.random.split(key, 3)
-    orders = jnp.zeros((num_layers, 1), int)
-    if dim > 1:
-        orders = jnp.asarray(permutations(splits(dim, num_layers)))
-    affine = Affine(jnp.zeros((dim,)), jnp.ones((dim,)))
     if points is None:
         count = _SPARE * num_centres
         some = None if base.condition_shape is None else jnp.zeros(base.condition_shape)
@@ -124,8 +121,10 @@ def kernelised(
         "max_log_scale": max_log_scale,
         "condition_dim": condition_dim,
     }
-    layers = _make_layers(layer_key, orders, options, points, conditions)
-    return Flow(base, Chain([layers, affine, *last]))
+    layers = _make_layers(
+        layer_key, jnp.asarray(swaps(dim, num_layers)), options, points, conditions
+    )
+    return Flow(base, Chain([layers, unit_affine(dim), *last]))
 
 
 @eqx.filter_jit  # one compilation for each shape, not one for each of a hundred small steps
@@ -143,8 +142,7 @@ def _make_layers(
         return Chain([layer, Permute(permutation)])
 
     layer_key, choice_key = jax.random.split(key)
-    keys = jax.random.split(layer_key, len(permutations))
-    layers = Scan(eqx.filter_vmap(make_layer)(keys, permutations))
+    layers = stack(make_layer, layer_key, len(permutations), permutations)
     return place_centres(layers, choice_key, points, conditions)[0]
 
 

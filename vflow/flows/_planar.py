@@ -1,25 +1,20 @@
 """Planar, radial and Sylvester flows."""
 
-from collections.abc import Callable
-
-import equinox as eqx
 import jax
-import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
 from vflow.bijections import (
     AbstractBijection,
-    Affine,
     Chain,
     Elementwise,
     Planar,
     Radial,
-    Scan,
     Sylvester,
 )
 from vflow.distributions import AbstractDistribution, Flow
-from vflow.flows._checks import check_base, check_count, check_tails, check_widths
+from vflow.flows._checks import check_common, check_count, check_widths
+from vflow.flows._splits import orders
+from vflow.flows._stack import stack, unit_affine
 
 
 def planar(
@@ -65,14 +60,14 @@ def planar(
     Source:
         Rezende & Mohamed 2015 (arXiv 1505.05770).
     """
-    base, last = _checked("planar", dim, num_layers, base, tails)
-    if condition_dim is not None:
-        check_count("planar", "condition_dim", condition_dim)
+    base, last = check_common(
+        "planar", dim, num_layers=num_layers, condition_dim=condition_dim, base=base, tails=tails
+    )
     hidden = check_widths("planar", "hidden", hidden)
     options = {"hidden": hidden, "activation": activation, "condition_dim": condition_dim}
     first_key, key = jax.random.split(key)
-    first = _unit(dim) if condition_dim is None else Elementwise(first_key, dim, **options)
-    layers = _stack(lambda key: Planar(key, dim, **options), key, num_layers)
+    first = unit_affine(dim) if condition_dim is None else Elementwise(first_key, dim, **options)
+    layers = stack(lambda key: Planar(key, dim, **options), key, num_layers)
     return Flow(base, Chain([first, layers, *last]))
 
 
@@ -113,9 +108,9 @@ def radial(
     Source:
         Rezende & Mohamed 2015 (arXiv 1505.05770).
     """
-    base, last = _checked("radial", dim, num_layers, base, tails)
-    layers = _stack(lambda key: Radial(key, dim), key, num_layers)
-    return Flow(base, Chain([_unit(dim), layers, *last]))
+    base, last = check_common("radial", dim, num_layers=num_layers, base=base, tails=tails)
+    layers = stack(lambda key: Radial(key, dim), key, num_layers)
+    return Flow(base, Chain([unit_affine(dim), layers, *last]))
 
 
 def sylvester(
@@ -162,54 +157,18 @@ def sylvester(
     Source:
         van den Berg, Hasenclever, Tomczak & Welling 2018 (arXiv 1803.05649).
     """
-    base, last = _checked("sylvester", dim, num_layers, base, tails)
+    base, last = check_common("sylvester", dim, num_layers=num_layers, base=base, tails=tails)
     rank = min(dim, 2) if rank is None else rank
     check_count("sylvester", "rank", rank)
     check_count("sylvester", "num_reflections", num_reflections)
     options = {"rank": rank, "variant": variant, "num_reflections": num_reflections}
-    orders = ()
+    options_each = ()
     if variant == "triangular":
-        orders = (jnp.asarray(_orders(dim, num_layers)[:, :rank]),)
-    layers = _stack(
+        options_each = (orders(dim, num_layers)[:, :rank],)
+    layers = stack(
         lambda key, order=None: Sylvester(key, dim, order=order, **options),
         key,
         num_layers,
-        *orders,
+        *options_each,
     )
-    return Flow(base, Chain([_unit(dim), layers, *last]))
-
-
-def _orders(dim: int, num_layers: int) -> np.ndarray:
-    """One order of the coordinates a layer, alternately a new one and its reverse."""
-    rng = np.random.default_rng(0)
-    orders = [np.arange(dim)]
-    for layer in range(1, num_layers):
-        orders.append(orders[-1][::-1] if layer % 2 else rng.permutation(dim))
-    return np.stack(orders)
-
-
-def _checked(
-    owner: str,
-    dim: int,
-    num_layers: int,
-    base: AbstractDistribution | None,
-    tails: AbstractBijection | None,
-) -> tuple[AbstractDistribution, tuple[AbstractBijection, ...]]:
-    """Base and last layers; the errors name the argument."""
-    check_count(owner, "dim", dim)
-    check_count(owner, "num_layers", num_layers)
-    return check_base(owner, base, dim), check_tails(owner, tails, dim)
-
-
-def _stack(
-    make_layer: Callable[..., AbstractBijection],
-    key: PRNGKeyArray,
-    num_layers: int,
-    *options: Array,
-) -> Scan:
-    """Equal layers as one compiled body."""
-    return Scan(eqx.filter_vmap(make_layer)(jax.random.split(key, num_layers), *options))
-
-
-def _unit(dim: int) -> Affine:
-    return Affine(jnp.zeros((dim,)), jnp.ones((dim,)))
+    return Flow(base, Chain([unit_affine(dim), layers, *last]))

@@ -1,13 +1,11 @@
 """Invertible residual flows."""
 
-import equinox as eqx
-import jax
-import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
-from vflow.bijections import AbstractBijection, Affine, Chain, Residual, Scan
+from vflow.bijections import AbstractBijection, Chain, Residual
 from vflow.distributions import AbstractDistribution, Flow
-from vflow.flows._checks import check_base, check_count, check_tails, check_widths
+from vflow.flows._checks import check_common, check_widths
+from vflow.flows._stack import stack, unit_affine
 
 
 def residual(
@@ -54,13 +52,10 @@ def residual(
     Source:
         Behrmann et al. 2019 (arXiv 1811.00995); Chen et al. 2019 (arXiv 1906.02735).
     """
-    check_count("residual", "dim", dim)
-    check_count("residual", "num_layers", num_layers)
-    if condition_dim is not None:
-        check_count("residual", "condition_dim", condition_dim)
+    base, last = check_common(
+        "residual", dim, num_layers=num_layers, condition_dim=condition_dim, base=base, tails=tails
+    )
     hidden = check_widths("residual", "hidden", hidden)
-    base = check_base("residual", base, dim)
-    last = check_tails("residual", tails, dim)
 
     def make_layer(key: PRNGKeyArray) -> AbstractBijection:
         return Residual(
@@ -72,6 +67,5 @@ def residual(
             lipschitz=lipschitz,
         )
 
-    layers = Scan(eqx.filter_vmap(make_layer)(jax.random.split(key, num_layers)))
-    affine = Affine(jnp.zeros((dim,)), jnp.ones((dim,)))
-    return Flow(base, Chain([layers, affine, *last]))
+    layers = stack(make_layer, key, num_layers)
+    return Flow(base, Chain([layers, unit_affine(dim), *last]))

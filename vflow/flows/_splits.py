@@ -1,4 +1,4 @@
-"""Which coordinates a stack of coupling layers holds fixed, layer by layer."""
+"""Orders of the coordinates in a stack of layers, and what coupling layers hold fixed."""
 
 import numpy as np
 
@@ -43,14 +43,38 @@ def splits(dim: int, num_layers: int) -> np.ndarray:
     return np.stack(orders)
 
 
-def permutations(orders: np.ndarray) -> np.ndarray:
-    """The permutation after each layer, from its order to the next; the last one goes back to 0, 1, ...
+def orders(dim: int, num_layers: int) -> np.ndarray:
+    """Orders of the coordinates, one a layer, each second one the reverse of the one before it.
+
+    So in each pair of layers every coordinate meets every other. The first is 0, 1, ..., the others
+    are drawn, with a fixed seed: a flow's structure is a function of its options.
 
     Args:
-        orders: as `splits` returns them.
+        dim: number of coordinates.
+        num_layers: number of layers.
 
     Returns:
-        Integers of the same shape: `y = x[p]` takes a vector from one order to the next.
+        Integers of shape `(num_layers, dim)`.
     """
-    following = np.concatenate([orders[1:], np.arange(orders.shape[1])[None]])
-    return np.stack([np.argsort(a)[b] for a, b in zip(orders, following, strict=True)])
+    rng = np.random.default_rng(0)
+    rows = [np.arange(dim)]
+    for layer in range(1, num_layers):
+        rows.append(rows[-1][::-1] if layer % 2 else rng.permutation(dim))
+    return np.stack(rows)
+
+
+def swaps(dim: int, num_layers: int) -> np.ndarray:
+    """The permutation after each coupling layer: from one split to the next, the last one back.
+
+    Args:
+        dim: number of coordinates; one or none has nothing to permute.
+        num_layers: number of layers.
+
+    Returns:
+        Integers of shape `(num_layers, dim)`: `y = x[p]` goes from one order of `splits` to the next.
+    """
+    if dim < 2:
+        return np.zeros((num_layers, dim), int)
+    rows = splits(dim, num_layers)
+    following = np.concatenate([rows[1:], np.arange(dim)[None]])
+    return np.stack([np.argsort(a)[b] for a, b in zip(rows, following, strict=True)])

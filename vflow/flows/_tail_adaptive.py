@@ -1,7 +1,5 @@
 """Tail-adaptive flows."""
 
-import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
@@ -10,16 +8,15 @@ from jaxtyping import Array, ArrayLike, PRNGKeyArray
 from vflow.bijections import (
     AbstractBijection,
     AbstractTransformer,
-    Affine,
     BlockLU,
     Chain,
     Permute,
-    Scan,
     TailCoupling,
 )
 from vflow.distributions import Flow, StudentT
-from vflow.flows._checks import check_count, check_widths
-from vflow.flows._splits import permutations, splits
+from vflow.flows._checks import check_common, check_widths
+from vflow.flows._splits import swaps
+from vflow.flows._stack import stack, unit_affine
 
 
 def tail_adaptive(
@@ -77,10 +74,7 @@ def tail_adaptive(
         Laszkiewicz, Lederer & Fischer 2022 (arXiv 2206.10311); Liang, Mahoney & Hodgkinson 2022
         (arXiv 2205.07918) for the df of each coordinate.
     """
-    check_count("tail_adaptive", "dim", dim)
-    check_count("tail_adaptive", "num_layers", num_layers)
-    if condition_dim is not None:
-        check_count("tail_adaptive", "condition_dim", condition_dim)
+    check_common("tail_adaptive", dim, num_layers=num_layers, condition_dim=condition_dim)
     hidden = check_widths("tail_adaptive", "hidden", hidden)
     if isinstance(df, Tracer):
         raise TypeError("tail_adaptive: df must be a concrete array; build it outside jit.")
@@ -103,22 +97,15 @@ def tail_adaptive(
         couple = TailCoupling(key, *sizes, **options)
         return Chain([couple, *([BlockLU(sizes)] if dim > 1 else []), Permute(permutation)])
 
-    layers = Scan(
-        eqx.filter_vmap(make_layer)(
-            jax.random.split(key, num_layers), jnp.asarray(_permutations(sizes, num_layers))
-        )
-    )
-    affine = Affine(jnp.zeros((dim,)), jnp.ones((dim,)))
-    return Flow(base, Chain([Permute(grouped), layers, Permute(np.argsort(grouped)), affine]))
+    layers = stack(make_layer, key, num_layers, _permutations(sizes, num_layers))
+    ungroup = Permute(np.argsort(grouped))
+    return Flow(base, Chain([Permute(grouped), layers, ungroup, unit_affine(dim)]))
 
 
 def _permutations(sizes: tuple[int, int], num_layers: int) -> np.ndarray:
     """The permutation after each layer: inside the groups, the last one back to the start."""
     parts, first = [], 0
     for size in sizes:
-        part = np.zeros((num_layers, size), int)
-        if size > 1:
-            part = permutations(splits(size, num_layers))
-        parts.append(first + part)
+        parts.append(first + swaps(size, num_layers))
         first += size
     return np.concatenate(parts, axis=1)
