@@ -64,6 +64,32 @@ def test_log_det_is_that_of_the_jacobian(results):
     np.testing.assert_allclose(results["log_det"], truth, atol=1e-7)
 
 
+def test_one_probe_estimates_the_trace_without_bias(layer):
+    """The mean over all probes, two up to sign, is the exact log-det; so is that of the gradients."""
+    layer = jax.tree.unflatten(
+        jax.tree.structure(_layer(hidden=(5,), condition_dim=1, trace="hutchinson")),
+        jax.tree.leaves(layer),
+    )
+    keys = jax.random.split(jax.random.key(3), 8)
+    signs = jnp.prod(jax.vmap(lambda key: jax.random.rademacher(key, (2,)))(keys), axis=1)
+    keys = keys[jnp.array([jnp.argmax(signs), jnp.argmin(signs)])]
+
+    @eqx.filter_jit
+    def run(layer, keys):
+        value_and_slope = eqx.filter_value_and_grad(
+            lambda layer, key: layer.forward_and_estimate(key, X, C)[1]
+        )
+        exact = eqx.filter_value_and_grad(lambda layer: layer.forward_and_log_det(X, C)[1])
+        return jax.vmap(value_and_slope, (None, 0))(layer, keys), exact(layer)
+
+    estimates, exact = run(layer, keys)
+    assert abs(jnp.diff(estimates[0])[0]) > 0.1
+    for draws, truth in zip(jax.tree.leaves(estimates), jax.tree.leaves(exact), strict=True):
+        np.testing.assert_allclose(jnp.mean(draws, axis=0), truth, atol=1e-6)
+    flow = vf.distributions.Flow(vf.distributions.Normal(2), vf.bijections.Chain([layer]))
+    assert "hutchinson" in flow.path_refusal()
+
+
 def test_round_trip(results):
     np.testing.assert_allclose(results["back"], X, atol=1e-7)
     np.testing.assert_allclose(results["inverse_log_det"], -results["log_det"], atol=1e-7)
@@ -124,5 +150,7 @@ def test_bad_arguments_are_named():
         vf.bijections.Continuous(key, 2, tolerance=0.0)
     with pytest.raises(ValueError, match="adjoint"):
         vf.bijections.Continuous(key, 2, adjoint="backsolve")
+    with pytest.raises(ValueError, match="trace"):
+        vf.bijections.Continuous(key, 2, trace="guess")
     with pytest.raises(ValueError, match="max_steps"):
         vf.bijections.Continuous(key, 2, max_steps=0)

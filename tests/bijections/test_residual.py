@@ -1,4 +1,4 @@
-"""The residual layer: its certified bound, its formula, its inverse at the edge of the bound."""
+"""The residual layer: its certified bound, formula and inverse; the Russian-roulette log-det."""
 
 import equinox as eqx
 import jax
@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from vflow_kernels import spectral_bound
 
+import vflow as vf
 import vflow.bijections as vb
 from vflow._core._mlp import _ACTIVATIONS
 from vflow.bijections._residual import _LIPSCHITZ
+from vflow.bijections._roulette import roulette_log_det
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (5, 64), (64, 64), (64, 3)], ids=str)
@@ -74,12 +76,102 @@ def test_the_bound_holds_for_any_weights(lipschitz):
     np.testing.assert_allclose(log_det, -minus, rtol=1e-10, atol=1e-10)
 
 
+NUM_ESTIMATES = 20_000
+POINT = jnp.array([0.2, -0.5, 0.3])
+MATRIX = jnp.array([[-0.7, 0.2, 0.0], [0.1, -0.6, 0.2], [-0.2, 0.0, 0.4]])
+LIPSCHITZ = 0.85
+
+
+@pytest.fixture(scope="module")
+def estimates():
+    """Estimates for g(x) = M tanh(x) and their gradients, the truth, and the first two terms."""
+    assert np.linalg.norm(MATRIX, 2) < LIPSCHITZ
+    map_of = lambda matrix: lambda x: matrix @ jnp.tanh(x)
+
+    def estimate(matrix, x, key):
+        frozen = map_of(jax.lax.stop_gradient(matrix))
+        return roulette_log_det(key, map_of(matrix), frozen, x, LIPSCHITZ)
+
+    def exact(matrix, x):
+        return jnp.linalg.slogdet(jnp.eye(3) + jax.jacfwd(map_of(matrix))(x))[1]
+
+    def short(matrix, x):
+        jacobian = jax.jacfwd(map_of(matrix))(x)
+        return jnp.trace(jacobian) - jnp.trace(jacobian @ jacobian) / 2
+
+    @jax.jit
+    def run(matrix, x, keys):
+        draws = jax.vmap(jax.value_and_grad(estimate, (0, 1)), (None, None, 0))(matrix, x, keys)
+        return draws, *(jax.value_and_grad(f, (0, 1))(matrix, x) for f in (exact, short))
+
+    out = run(MATRIX, POINT, jax.random.split(jax.random.key(5), NUM_ESTIMATES))
+    return [(value, *slopes) for value, slopes in out]
+
+
+@pytest.mark.parametrize("what", [0, 1, 2], ids=["value", "weights", "point"])
+def test_roulette_is_unbiased(estimates, what):
+    """Within 4.5 standard errors, themselves small; the series cut after two terms is far off."""
+    draws, exact, short = (np.asarray(parts[what]) for parts in estimates)
+    error = draws.std(axis=0) / NUM_ESTIMATES**0.5
+    assert error.max() < 0.02 * np.abs(exact).max()
+    assert (np.abs(draws.mean(axis=0) - exact) < 4.5 * error).all()
+    assert (np.abs(short - exact) > 9 * error).any()
+
+
+@pytest.fixture(scope="module")
+def roulette():
+    return _layer(1.0, lipschitz=0.8, log_det="roulette")
+
+
+def test_only_objectives_linear_in_log_q_are_estimated(roulette):
+    """The estimate is a while loop in the program; the exact log-det has none."""
+    layers = vb.Chain([vb.Freeze(roulette), vb.Scan.stack([roulette])])
+    flow = vf.distributions.Flow(vf.distributions.Normal(3), layers)
+
+    def log_weight(q):
+        x, log_q = q.simulate()
+        return jnp.where(jnp.isfinite(log_q), -jnp.sum(x**4) - log_q, -jnp.inf)
+
+    def compared(q):
+        log_q = q.simulate()[1]
+        return log_q + jnp.where(log_q > 0, 1.0, 2.0)
+
+    def estimated(function, *args):
+        return "while[" in str(jax.make_jaxpr(function)(jax.random.key(0), *args))
+
+    mean = lambda q: jnp.mean(vf.vmap(lambda: log_weight(q), 3))
+    bound = lambda q: jax.nn.logsumexp(vf.vmap(lambda: log_weight(q), 3))
+    stopped = lambda q: jnp.exp(jax.lax.stop_gradient(q.simulate()[1]))
+    squared = lambda q: q.simulate()[1] * q.simulate()[1]
+    weighted = lambda q: jnp.multiply(*map(jnp.sum, q.simulate()))
+    for objective in (log_weight, mean, weighted):
+        assert estimated(vf.expect(objective), flow)
+    for objective in (bound, stopped, squared, compared):
+        assert not estimated(vf.expect(objective), flow)
+    assert not estimated(lambda key, q: q.sample_and_log_prob(key), flow)
+    assert not estimated(lambda key, q: vf.sample_and_log_prob(key, q, 3), flow)
+
+
+def test_roulette_refuses_what_would_be_biased_or_dense(roulette):
+    flow = vf.distributions.Flow(vf.distributions.Normal(3), roulette)
+    assert "roulette" in flow.path_refusal()
+    with pytest.raises(NotImplementedError, match="second derivative"):
+        jax.make_jaxpr(
+            jax.hessian(lambda x: roulette.forward_and_estimate(jax.random.key(0), x)[1])
+        )(POINT)
+    y, exact = roulette.forward_and_log_det(POINT)
+    again, estimate = roulette.forward_and_estimate(jax.random.key(0), POINT)
+    np.testing.assert_allclose(again, y, rtol=1e-12)
+    assert estimate != exact
+
+
 @pytest.mark.parametrize(
     ("options", "match"),
     [
         ({"dim": 0}, "Residual: dim"),
         ({"lipschitz": 1.0}, "Residual: lipschitz"),
         ({"condition_dim": 0}, "Residual: condition_dim"),
+        ({"log_det": "guess"}, "Residual: log_det"),
         ({"activation": "swoosh"}, "activation must be"),
     ],
 )

@@ -8,7 +8,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, PRNGKeyArray
 
 from vflow._core import stop_gradient
 from vflow._core._numerics import as_float
@@ -80,6 +80,9 @@ class AbstractBijection(eqx.Module):
     * optionally `push_score`, where a cheaper rule than the default exists;
     * `forward_with_score` only if it is made of other bijections (Chain, Scan): it then calls
       theirs, so that each layer's two evaluations stand side by side and XLA merges them.
+
+    * `estimated` and `forward_and_estimate` only if it has a cheaper, random log-det, or is made of
+      other bijections.
 
     All survive jit, vmap, grad and `jax.jacfwd` and never use private randomness. `condition` is
     an array of `condition_shape`, or None. This class wraps the methods of every subclass: shapes
@@ -169,6 +172,29 @@ class AbstractBijection(eqx.Module):
         frozen, point, score, condition = stop_gradient((self, x, score, condition))
         _, _, score_y = frozen.push_score(point, score, condition)
         return y, jax.lax.stop_gradient(log_det), score_y
+
+    @property
+    def estimated(self) -> bool:
+        """Whether `forward_and_estimate` estimates the log-det; it is exact by default."""
+        return False
+
+    def forward_and_estimate(
+        self, key: PRNGKeyArray, x: Array, condition: Array | None = None
+    ) -> tuple[Array, Array]:
+        r"""Base to target with an unbiased estimate of the log-det: cheaper, where there is one.
+
+        Unbiased for $\log|\det J|$ and its first derivative, not for their nonlinear functions.
+        `Flow.simulate` uses it in objectives that are linear in $\log q$; all else is exact.
+
+        Args:
+            key: PRNG key of the estimate.
+            x: a point of the base space, shape `shape`.
+            condition: array of `condition_shape`, or None.
+
+        Returns:
+            `(T(x), estimate)`; shapes `shape` and `()`.
+        """
+        return self.forward_and_log_det(x, condition)
 
     def _dense_push_score(self, x: Array, score: Array, condition: Array | None) -> Array:
         size = x.size

@@ -6,7 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, PRNGKeyArray
 
 from vflow.bijections._bijection import AbstractBijection
 
@@ -62,6 +62,22 @@ class Chain(AbstractBijection):
         total = jnp.zeros_like(x, shape=())
         for layer in self.layers:
             x, log_det = layer.forward_and_log_det(x, _condition_for(layer, condition))
+            total = total + log_det
+        return x, total
+
+    @property
+    def estimated(self) -> bool:
+        """Whether a layer estimates its log-det."""
+        return any(layer.estimated for layer in self.layers)
+
+    def forward_and_estimate(
+        self, key: PRNGKeyArray, x: Array, condition: Array | None = None
+    ) -> tuple[Array, Array]:
+        """The layers in order, each with a key of its own."""
+        total = jnp.zeros_like(x, shape=())
+        keys = jax.random.split(key, len(self.layers))
+        for layer, mine in zip(self.layers, keys, strict=True):
+            x, log_det = layer.forward_and_estimate(mine, x, _condition_for(layer, condition))
             total = total + log_det
         return x, total
 
@@ -182,6 +198,28 @@ class Scan(AbstractBijection):
     def forward_and_log_det(self, x: Array, condition: Array | None = None) -> tuple[Array, Array]:
         """The layers in order; log-dets add up."""
         return self._scan("forward_and_log_det", (x,), condition, reverse=False)
+
+    @property
+    def estimated(self) -> bool:
+        """Whether the layers estimate their log-dets."""
+        return self.layers.estimated
+
+    def forward_and_estimate(
+        self, key: PRNGKeyArray, x: Array, condition: Array | None = None
+    ) -> tuple[Array, Array]:
+        """The layers in order; the key is part of the carry."""
+        arrays, static = eqx.partition(self.layers, eqx.is_array)
+
+        def step(carry, arrays):
+            total, x, key = carry
+            key, mine = jax.random.split(key)
+            layer = eqx.combine(arrays, static)
+            y, log_det = layer.forward_and_estimate(mine, x, condition)
+            return (total + log_det, y, key), None
+
+        total = jnp.zeros_like(x, shape=())
+        (total, y, _), _ = jax.lax.scan(step, (total, x, key), arrays)
+        return y, total
 
     def inverse_and_log_det(self, y: Array, condition: Array | None = None) -> tuple[Array, Array]:
         """The inverses in reverse order; log-dets add up."""

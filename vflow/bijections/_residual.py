@@ -8,9 +8,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 from vflow_kernels import spectral_bound
 
+from vflow._core import stop_gradient
 from vflow._core._mlp import _ACTIVATIONS, MLP
 from vflow.bijections._bijection import AbstractBijection
 from vflow.bijections._checks import check_dim, condition_shape
+from vflow.bijections._roulette import roulette_log_det
 
 # Largest slopes; those of the other activations are one.
 _LIPSCHITZ = {"gelu": 1.129, "silu": 1.1}
@@ -26,9 +28,19 @@ class Residual(AbstractBijection):
     by their largest slope: the bound holds for all parameters, there is no state to update. Its last
     layer starts at zero, the map then at the identity. Weights of the condition are not bounded.
 
-    Everything is exact: the log-determinant is that of the dense Jacobian, O(d) products with it and
-    O(d^3) for the determinant, meant for small d. The inverse is a fixed point, $x \leftarrow y - g(x)$,
-    which gains a factor c a step, with implicit derivatives; `push_score` solves with the dense Jacobian.
+    The log-determinant is exact, that of the dense Jacobian: O(d) products with it and O(d^3) for the
+    determinant, meant for small d. With `log_det="roulette"` a draw inside an objective that is linear
+    in $\log q$ has an unbiased estimate instead,
+
+    $$\sum_{k=1}^{N} \frac{(-1)^{k+1}}{k\,P(N \ge k)}\, v^\top (\partial g)^k v, \qquad
+      P(N \ge k) = c^{k-1}, \qquad v_i = \pm 1,$$
+
+    with $1/(1-c)$ products on average, an unbiased first derivative and finite variance. It is not
+    unbiased for $1/q$: other objectives, the verdict and `resample` keep the exact one, and path
+    gradients, which need the dense Jacobian, are refused.
+
+    The inverse is a fixed point, $x \leftarrow y - g(x)$, which gains a factor c a step, with implicit
+    derivatives; `push_score` solves with the dense Jacobian.
 
     Args:
         key: PRNG key of the network.
@@ -37,6 +49,7 @@ class Residual(AbstractBijection):
         activation: name of its activation, as in "silu", "tanh", "elu".
         condition_dim: length of the condition vector, or None.
         lipschitz: $c$, in (0, 1).
+        log_det: "exact", or "roulette" for an estimate where the objective allows one.
 
     Raises:
         ValueError: an argument out of range.
@@ -49,11 +62,12 @@ class Residual(AbstractBijection):
 
     Source:
         Behrmann et al. 2019 (arXiv 1811.00995), theorem 1 and algorithm 1; Chen et al. 2019 (arXiv
-        1906.02735).
+        1906.02735), equations 6 and 8, for the estimate.
     """
 
     network: MLP
     lipschitz: float = eqx.field(static=True)
+    log_det: str = eqx.field(static=True)
     shape: tuple[int, ...] = eqx.field(static=True)
     condition_shape: tuple[int, ...] | None = eqx.field(static=True)
 
@@ -66,13 +80,16 @@ class Residual(AbstractBijection):
         activation: str = "silu",
         condition_dim: int | None = None,
         lipschitz: float = 0.9,
+        log_det: str = "exact",
     ):
         check_dim("Residual", dim)
         if not 0 < lipschitz < 1:
             raise ValueError(f"Residual: lipschitz must be between 0 and 1, got {lipschitz}.")
+        if log_det not in ("exact", "roulette"):
+            raise ValueError(f'Residual: log_det must be "exact" or "roulette", got {log_det!r}.')
         self.condition_shape = condition_shape("Residual", condition_dim)
         self.network = MLP(key, dim + (condition_dim or 0), dim, hidden, activation)
-        self.lipschitz = lipschitz
+        self.lipschitz, self.log_det = lipschitz, log_det
         self.shape = (dim,)
 
     def _contraction(self, condition: Array | None):
@@ -104,6 +121,24 @@ class Residual(AbstractBijection):
     def forward_and_log_det(self, x: Array, condition: Array | None = None) -> tuple[Array, Array]:
         """One pass and the dense Jacobian."""
         return self._transform(x, condition)[:2]
+
+    @property
+    def estimated(self) -> bool:
+        """Whether the log-det is estimated where the objective allows it."""
+        return self.log_det == "roulette"
+
+    def forward_and_estimate(
+        self, key: PRNGKeyArray, x: Array, condition: Array | None = None
+    ) -> tuple[Array, Array]:
+        """One pass and the Russian-roulette estimate, or the exact log-det."""
+        if not self.estimated:
+            return self.forward_and_log_det(x, condition)
+        contraction = self._contraction(condition)
+        frozen, context = stop_gradient((self, condition))
+        log_det = roulette_log_det(
+            key, contraction, frozen._contraction(context), x, self.lipschitz
+        )
+        return x + contraction(x), log_det
 
     def inverse_and_log_det(self, y: Array, condition: Array | None = None) -> tuple[Array, Array]:
         """The fixed point, then the Jacobian there."""
@@ -140,6 +175,11 @@ class Residual(AbstractBijection):
         self, x: Array, score: Array, condition: Array | None = None
     ) -> tuple[Array, Array, Array]:
         r"""$J^\top s_y = s - \nabla\log|\det J|$ by the dense Jacobian."""
+        if self.estimated:
+            raise NotImplementedError(
+                'Residual with log_det="roulette" has no path gradient, which needs the dense '
+                "Jacobian: use gradient='total', or log_det=\"exact\"."
+            )
 
         def transform(x):
             y, log_det, jacobian = self._transform(x, condition)

@@ -1,7 +1,7 @@
 """Bijections made from one other bijection."""
 
 import equinox as eqx
-from jaxtyping import Array
+from jaxtyping import Array, PRNGKeyArray
 
 from vflow._core import Frozen
 from vflow.bijections._bijection import AbstractBijection
@@ -73,6 +73,17 @@ class Freeze(AbstractBijection):
     def forward_and_log_det(self, x: Array, condition: Array | None = None) -> tuple[Array, Array]:
         """The frozen map."""
         return self.bijection.forward_and_log_det(x, condition)
+
+    @property
+    def estimated(self) -> bool:
+        """Whether the frozen map estimates its log-det."""
+        return self.bijection.estimated
+
+    def forward_and_estimate(
+        self, key: PRNGKeyArray, x: Array, condition: Array | None = None
+    ) -> tuple[Array, Array]:
+        """The frozen map's estimate."""
+        return self.bijection.forward_and_estimate(key, x, condition)
 
     def inverse_and_log_det(self, y: Array, condition: Array | None = None) -> tuple[Array, Array]:
         """The frozen map's inverse."""

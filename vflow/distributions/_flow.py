@@ -14,6 +14,7 @@ from vflow.distributions._distribution import AbstractDistribution
 from vflow.programs._frame import current_frame
 from vflow.programs._path_run import along, draw_scored
 
+_ESTIMATE = 0x6C6F6764  # folded into the key of a draw for the noise of an estimate
 _GRADIENTS = ("total", "path")  # outside a program; inside there is "auto" too
 
 
@@ -31,6 +32,10 @@ class Flow(AbstractDistribution):
     zero as long as the objective is linear in $\log q$. Inside an objective program, `simulate`
     leaves the gradient of any objective unbiased, linear or not; `sample_and_log_prob` cannot know
     how its result is used. The score is a constant to JAX: a second derivative is refused.
+
+    A bijection with an estimated log-det (`Residual` and `Continuous` have the option) is estimated in
+    one place: by `simulate`, with `gradient="total"`, in an objective that is linear in $\log q$, where
+    value and gradient stay unbiased. All else has the exact density.
 
     Args:
         base: the distribution of $x$.
@@ -112,6 +117,16 @@ class Flow(AbstractDistribution):
         for_base, for_map = self._conditions(condition)
         x, log_q = self.base.sample_and_log_prob(key, for_base)
         y, log_det = self.bijection.forward_and_log_det(x, for_map)
+        return y, log_q - log_det
+
+    def _sample_and_estimate(
+        self, key: PRNGKeyArray, condition: Array | None
+    ) -> tuple[Array, Array]:
+        """The draw of `sample_and_log_prob` and an unbiased estimate of its log density."""
+        for_base, for_map = self._conditions(condition)
+        x, log_q = self.base.sample_and_log_prob(key, for_base)
+        noise = jax.random.fold_in(key, _ESTIMATE)
+        y, log_det = self.bijection.forward_and_estimate(noise, x, for_map)
         return y, log_q - log_det
 
     def sample_with_score(
@@ -216,6 +231,11 @@ class Flow(AbstractDistribution):
             frame.gradient_of(gradient),
             lambda: self.sample_and_log_prob(key, condition),
             lambda: self.sample_with_score(key, condition),
+            estimated=(
+                (lambda: self._sample_and_estimate(key, condition))
+                if self.bijection.estimated
+                else None
+            ),
         )
 
 

@@ -17,13 +17,17 @@ def continuous(
     condition_dim: int | None = None,
     tolerance: float = 1e-5,
     adjoint: str = "recursive",
+    trace: str = "exact",
     base: AbstractDistribution | None = None,
     tails: AbstractBijection | None = None,
 ) -> Flow:
     r"""A velocity field integrated from time 0 to 1, then a free elementwise affine map.
 
     The log density is exact up to the tolerance of the solver, also of a draw found by going
-    backwards. Needs diffrax, the `cnf` extra.
+    backwards. With `trace="hutchinson"` draws in objectives that are linear in $\log q$, as the ELBO
+    is, have an unbiased estimate instead; the density of a point, importance-weighted objectives, the
+    verdict of a fit and `resample` stay exact, and there is no path gradient. Needs diffrax, the `cnf`
+    extra.
 
     Args:
         key: PRNG key of the network.
@@ -33,6 +37,7 @@ def continuous(
         condition_dim: length of the condition vector, or None.
         tolerance: relative and absolute tolerance of the solver.
         adjoint: "recursive", or "direct" where forward mode or second derivatives are needed.
+        trace: "exact", or "hutchinson" for estimates where the objective allows them.
         base: distribution on `(dim,)`; standard normal by default.
         tails: a bijection on `(dim,)` applied last.
 
@@ -63,5 +68,6 @@ def continuous(
         condition_dim=condition_dim,
         tolerance=tolerance,
         adjoint=adjoint,
+        trace=trace,
     )
     return Flow(base, Chain([layer, unit_affine(dim), *last]))

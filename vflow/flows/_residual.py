@@ -17,13 +17,17 @@ def residual(
     activation: str = "silu",
     condition_dim: int | None = None,
     lipschitz: float = 0.9,
+    log_det: str = "exact",
     base: AbstractDistribution | None = None,
     tails: AbstractBijection | None = None,
 ) -> Flow:
     r"""An invertible residual flow, $y = x + g(x)$ with $\operatorname{Lip}(g) < 1$. Identity start.
 
     Dense maps without masks or splits. Log-determinants are exact, by the dense Jacobian: for small
-    `dim`. A free elementwise affine map follows the layers.
+    `dim`. With `log_det="roulette"` draws in objectives that are linear in $\log q$, as the ELBO is,
+    have unbiased estimates instead (`vf.bijections.Residual`); the density of a point,
+    importance-weighted objectives, the verdict of a fit and `resample` stay exact, and there is no path
+    gradient. A free elementwise affine map follows the layers.
 
     Args:
         key: PRNG key of the networks.
@@ -33,6 +37,7 @@ def residual(
         activation: their activation, as in "silu", "tanh", "elu".
         condition_dim: length of the condition vector, or None.
         lipschitz: bound of the Lipschitz constant of each $g$, in (0, 1).
+        log_det: "exact", or "roulette" for estimates where the objective allows them.
         base: distribution on `(dim,)`; standard normal by default.
         tails: a bijection on `(dim,)` applied last, for example one that changes the tails.
 
@@ -65,6 +70,7 @@ def residual(
             activation=activation,
             condition_dim=condition_dim,
             lipschitz=lipschitz,
+            log_det=log_det,
         )
 
     layers = stack(make_layer, key, num_layers)

@@ -123,7 +123,7 @@ def _prepare(execute: Callable[..., Any], key: Any) -> tuple[Plan | None, Rule |
     except NeedsLanes:
         plan = Plan()
     jax.eval_shape(lambda key: execute(key, plan, path, discovering=True)[0], key)
-    if not path.units:
+    if not path.units and not path.estimated:
         return plan, None
 
     def in_lane(key, lane, indices):

@@ -40,6 +40,8 @@ class Fact(NamedTuple):
         blind, jump: the same of its derivative in the shifts.
         peak: whether it is a maximum; stopped, it is the rescaling that cancels in a logsumexp.
         folded: whether it is an absolute value, whose logarithm has no kink.
+        noise: in the estimated log densities, `stop_gradient` or not: 0 free of them, 1 linear with
+            coefficients free of them, 2 anything else.
     """
 
     draws: frozenset[str] = frozenset()
@@ -50,6 +52,7 @@ class Fact(NamedTuple):
     jump: bool = False
     peak: bool = False
     folded: bool = False
+    noise: int = 0
 
 
 class Report(NamedTuple):
@@ -59,15 +62,17 @@ class Report(NamedTuple):
         linear: the weights of the log densities depend on no draw.
         refusal: why no path rule is unbiased, or None.
         inputs: label of a drawn value -> labels of the draws that its distribution depends on.
+        estimates: the objective is linear in the estimated log densities.
     """
 
     linear: bool
     refusal: str | None
     inputs: dict[str, frozenset[str]]
+    estimates: bool
 
 
 def tag(kind: str, label: str, x: Any) -> Any:
-    """Mark the arrays of `x` in the jaxpr: "value", "log_q", "draw", "score" or "discrete"."""
+    """Mark arrays in the jaxpr: "value", "log_q", "draw", "score", "discrete" or "estimate"."""
     return jax.tree.map(
         lambda leaf: checkpoint_name(jnp.asarray(leaf), f"{_PREFIX}{kind} {label}"), x
     )
@@ -89,7 +94,7 @@ def analyse(function: Any, *args: Any) -> Report:
             "the weight of a log density depends on a draw through jax.lax.stop_gradient, where "
             "no derivative sees it"
         )
-    return Report(out.order < 2, refusal, inputs)
+    return Report(out.order < 2, refusal, inputs, out.noise < 2)
 
 
 def _walk(jaxpr: Any, ins: list[Fact], inputs: dict[str, frozenset[str]]) -> list[Fact]:
@@ -103,7 +108,7 @@ def _walk(jaxpr: Any, ins: list[Fact], inputs: dict[str, frozenset[str]]) -> lis
         outs = _apply(eqn, [read(atom) for atom in eqn.invars], inputs)
         for var, fact in zip(eqn.outvars, outs, strict=True):
             inexact = jnp.issubdtype(getattr(var.aval, "dtype", jnp.int32), jnp.inexact)
-            facts[var] = fact if inexact else Fact(fact.draws)
+            facts[var] = fact if inexact else Fact(fact.draws, noise=2 * bool(fact.noise))
     return [read(atom) for atom in jaxpr.outvars]
 
 
@@ -121,19 +126,39 @@ def _apply(eqn: Any, ins: list[Fact], inputs: dict[str, frozenset[str]]) -> list
     if name == "cond":
         branches = [_walk(_open(b), ins[1:], inputs) for b in params["branches"]]
         return [_choice(ins[0], list(case)) for case in zip(*branches, strict=True)]
-    return [_primitive(name, eqn, ins)] * n
+    return [_primitive(name, eqn, ins)._replace(noise=_noise(name, eqn, ins))] * n
 
 
 def _marked(mark: str, x: Fact, inputs: dict[str, frozenset[str]]) -> Fact:
     kind, label = mark.split(" ", 1)
+    if kind == "estimate":
+        return x._replace(noise=2 if x.noise else 1)
     if kind == "discrete":  # how it depends on other draws, its score or its lanes tell
-        return Fact()
+        return Fact(noise=2 * bool(x.noise))
     if kind == "score":  # the box that multiplies costs by a score: derivatives see its draws
         return x._replace(hidden=False, step=False)
     if kind == "value":
         inputs[label] = inputs.get(label, frozenset()) | x.draws
     order = (2 if x.order else 1) if kind == "log_q" else x.order
-    return Fact(x.draws | {label}, order)
+    noise = 2 if x.noise and kind == "value" else x.noise
+    return Fact(x.draws | {label}, order, noise=noise)
+
+
+def _noise(name: str, eqn: Any, ins: list[Fact]) -> int:
+    """The degree in estimated log densities after a primitive."""
+    most = max((x.noise for x in ins), default=0)
+    if most == 0 or _guards(name, eqn):
+        return 0
+    if name == "stop_gradient" or name in _LINEAR:
+        return most
+    if name in _BILINEAR:
+        return most if sum(x.noise > 0 for x in ins) == 1 else 2
+    if name in ("div", "select_n", *_INDEXED):
+        fixed = ins[:1] if name == "select_n" else ins[1:]
+        if name.startswith(("scatter", "dynamic_update")):
+            fixed = [x for x, atom in zip(ins, eqn.invars, strict=True) if _discrete(atom)]
+        return 2 if any(x.noise for x in fixed) else most
+    return 2
 
 
 def _primitive(name: str, eqn: Any, ins: list[Fact]) -> Fact:
@@ -181,6 +206,7 @@ def _join(ins: list[Fact]) -> Fact:
         any(x.step for x in ins),
         any(x.blind for x in ins),
         any(x.jump or (x.folded and x.order > 0) for x in ins),
+        noise=max((x.noise for x in ins), default=0),
     )
 
 
@@ -194,7 +220,8 @@ def _curved(out: Fact, *, jump: bool = False) -> Fact:
 def _choice(pred: Fact, cases: list[Fact]) -> Fact:
     """A choice between cases that depend on the shifts, made by a draw, jumps."""
     out = _join(cases)
-    out = out._replace(peak=any(case.peak for case in cases))
+    noise = 2 if pred.noise else out.noise
+    out = out._replace(peak=any(case.peak for case in cases), noise=noise)
     if not pred.draws:
         return out
     constants = not out.draws
@@ -264,4 +291,5 @@ def _union(a: Fact, b: Fact) -> Fact:
         a.jump or b.jump,
         a.peak and b.peak,
         a.folded or b.folded,
+        max(a.noise, b.noise),
     )

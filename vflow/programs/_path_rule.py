@@ -44,12 +44,14 @@ class Rule(NamedTuple):
         linear: the second term of the rule is zero.
         redraw: labels of draws whose distribution depends on other draws.
         auto: whether a coefficient is to be estimated.
+        estimates: whether log densities may be estimated.
     """
 
     plain: bool
     linear: bool
     redraw: frozenset[str]
     auto: bool
+    estimates: bool
 
 
 def rule_for(report: Report, units: dict[str, Unit]) -> Rule:
@@ -73,7 +75,8 @@ def rule_for(report: Report, units: dict[str, Unit]) -> Rule:
             f"{units[fixed[0]].fixed}. Use gradient='total'."
         )
     redraw = frozenset(label for label, draws in report.inputs.items() if draws)
-    return Rule(plain, report.linear, redraw, any(unit.auto for unit in units.values()))
+    auto = any(unit.auto for unit in units.values())
+    return Rule(plain, report.linear, redraw, auto, report.estimates)
 
 
 def _depends(label: str, unit: Unit, inputs: dict[str, frozenset[str]]) -> bool:
@@ -98,7 +101,8 @@ def by_rule(execute: Callable[..., Any], rule: Rule, mix: Any) -> tuple[Array, d
         The value and the coefficients of baselines, as `execute` has them.
     """
     if rule.plain:
-        value, coefficients, _ = execute(PathRun("plain", mix), frozen=False)
+        run = PathRun("plain", mix, estimates=rule.estimates)
+        value, coefficients, _ = execute(run, frozen=False)
         return value, coefficients
     stop = PathRun("stop", mix)
     value, coefficients, exports = execute(stop, frozen=False)

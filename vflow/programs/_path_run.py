@@ -55,6 +55,9 @@ class PathRun:
         units: found in the run, by label.
         redraw: labels of draws whose distribution depends on others: recomputed in "move".
         stored: label -> what "stop" kept aside.
+        estimates: whether log densities with an unbiased estimate use it: the objective is linear
+            in them.
+        estimated: whether one was met.
         eta: label -> shift of the draw.
         active: the unit whose log density is shifted, by `delta`.
         element: the position of that unit in its loops.
@@ -65,6 +68,8 @@ class PathRun:
     units: dict[str, Unit] = dataclasses.field(default_factory=dict)
     redraw: frozenset[str] = frozenset()
     stored: dict[str, Any] = dataclasses.field(default_factory=dict)
+    estimates: bool = False
+    estimated: bool = False
     eta: dict[str, Any] = dataclasses.field(default_factory=dict)
     active: str | None = None
     delta: Any = None
@@ -182,6 +187,7 @@ def draw_scored(
     total: Callable[[], tuple[Any, Any]],
     scored: Callable[[], tuple[Any, Any, Any]],
     fixed: str | None = None,
+    estimated: Callable[[], tuple[Any, Any]] | None = None,
 ) -> tuple[Any, Any]:
     """The draw of a flow and its log density, in the way of the run.
 
@@ -192,18 +198,21 @@ def draw_scored(
         total: draws with live derivatives, `() -> (x, log_q)`.
         scored: the same draw, live, its log density stopped, and its score.
         fixed: why the rule for nonlinear objectives does not cover it, or None.
+        estimated: `total` with an unbiased estimate of the log density, where there is a cheaper one.
     """
     run = frame.run.path
+    estimated = estimated if gradient == "total" else None
     if run is None:
-        if gradient != "total":
+        if gradient != "total" or estimated is not None:
             raise NeedsPath
         return total()
+    run.estimated = run.estimated or estimated is not None
     weight = run.weight(gradient)
     if gradient != "total":
         run.meet(frame, label, gradient, {label}, fixed)
     if run.kind == "plain":
         if gradient == "total":
-            return total()
+            return estimated() if run.estimates and estimated is not None else total()
         x, log_q, score = scored()
         path = log_q + along(score, x)
         if weight is None:
@@ -212,6 +221,7 @@ def draw_scored(
     if run.kind == "trace":
         x, log_q = total()
         x = tag("value", label, x)
+        log_q = log_q if estimated is None else tag("estimate", label, log_q)
         return x, tag("draw" if gradient == "total" else "log_q", label, log_q)
     if run.kind == "stop":
         x, log_q, score = scored()
