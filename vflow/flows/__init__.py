@@ -1,5 +1,6 @@
 """Floor 4: flows by name; each constructor returns a `vf.distributions.Flow`."""
 
+from vflow.flows import stochastic as stochastic
 from vflow.flows._autoregressive import inverse_autoregressive as inverse_autoregressive
 from vflow.flows._autoregressive import masked_autoregressive as masked_autoregressive
 from vflow.flows._block_autoregressive import block_autoregressive as block_autoregressive
@@ -13,6 +14,7 @@ from vflow.flows._planar import planar as planar
 from vflow.flows._planar import radial as radial
 from vflow.flows._planar import sylvester as sylvester
 from vflow.flows._residual import residual as residual
+from vflow.flows._stochastic import stochastic_flow as stochastic_flow
 from vflow.flows._tail_adaptive import tail_adaptive as tail_adaptive
 
 __all__ = [
@@ -28,6 +30,8 @@ __all__ = [
     "planar",
     "radial",
     "residual",
+    "stochastic",
+    "stochastic_flow",
     "sylvester",
     "tail_adaptive",
 ]
