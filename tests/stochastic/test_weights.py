@@ -177,7 +177,9 @@ def test_increment_of_a_langevin_step_is_the_ratio_of_two_normals():
     assert float(dS) == pytest.approx(np.sum(step(y, x) - step(x, y)), abs=1e-12)
 
 
-@pytest.mark.parametrize("kind", ["metropolis", "mala", "hmc"])
+@pytest.mark.parametrize(
+    "kind", [*(pytest.param(k, marks=pytest.mark.slow) for k in ("metropolis", "mala")), "hmc"]
+)
 def test_a_reversible_layer_leaves_its_density_invariant(kind):
     """From exact draws: same moments and distribution, and (x, y) exchangeable; blackjax agrees."""
     n, scale = 20_000, jnp.array([0.7, 1.2])
@@ -221,7 +223,9 @@ def reference(kind, layer, key, x):
     return state.position
 
 
-@pytest.mark.parametrize("kind", ["underdamped", "controlled"])
+@pytest.mark.parametrize(
+    "kind", ["underdamped", pytest.param("controlled", marks=pytest.mark.slow)]
+)
 def test_estimated_density_integrates_to_one_and_matches_the_draws(kind):
     target = lambda x: -0.5 * jnp.sum(((x - 1.0) / 0.8) ** 2)
     q = family(kind, 1, dim=1, temperatures=[0.5])
