@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
+from vflow.distributions import AbstractDistribution
 from vflow.fit._dtype import cast, scope
 from vflow.targets import Target
 
@@ -15,6 +16,11 @@ from vflow.targets import Target
 BATCH = 4096
 # The model runs on this many at once: memory grows with it times the number of data rows.
 _BLOCK = 512
+
+
+def extra(flow: Any, target: Target) -> dict[str, Any]:
+    """What a draw from `flow` takes beside the key: the target, if the family depends on it."""
+    return {} if isinstance(flow, AbstractDistribution) else {"log_density": target.log_prob}
 
 
 class Drawer:
@@ -31,12 +37,16 @@ class Drawer:
         @eqx.filter_jit
         def weighted(flow: Any, key: PRNGKeyArray):
             keys = jax.random.split(key, BATCH)
-            x, log_q = jax.vmap(flow.sample_and_log_prob)(keys)
+            x, log_q = jax.vmap(lambda key: flow.sample_and_log_prob(key, **extra(flow, target)))(
+                keys
+            )
             return x, jax.lax.map(target.log_prob, x, batch_size=_BLOCK) - log_q
 
         @eqx.filter_jit
         def plain(flow: Any, key: PRNGKeyArray):
-            return jax.vmap(flow.sample)(jax.random.split(key, BATCH))
+            return jax.vmap(lambda key: flow.sample(key, **extra(flow, target)))(
+                jax.random.split(key, BATCH)
+            )
 
         self._weighted: Callable = weighted
         self._plain: Callable = plain

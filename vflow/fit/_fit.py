@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray
 
 from vflow._core import FitError, combine, partition
 from vflow.bijections import AbstractBijection
@@ -21,7 +21,7 @@ from vflow.fit._checks import (
     check_count,
     check_optimizer,
 )
-from vflow.fit._draws import Drawer
+from vflow.fit._draws import Drawer, extra
 from vflow.fit._dtype import cast, default_dtype, scope
 from vflow.fit._guide import GuideDistribution, make_guide, name_of
 from vflow.fit._loop import Ascent, LoopState, Progress
@@ -41,6 +41,7 @@ from vflow.fit._recipe import (
 )
 from vflow.fit._recipe import precondition as preconditioned
 from vflow.fit._verdict import Verdict, judge
+from vflow.flows.stochastic import StochasticFlow
 from vflow.programs import expect, value_and_grad
 from vflow.targets import Target, preflight, site_table
 from vflow.targets import target as make_target
@@ -56,7 +57,7 @@ def fit(
     key: PRNGKeyArray,
     program_or_target: Any,
     *,
-    flow: AbstractDistribution | None = None,
+    flow: AbstractDistribution | StochasticFlow | None = None,
     guide: Any = None,
     params: Any = None,
     objective: Callable[[Any, Any], Any] | None = None,
@@ -83,7 +84,8 @@ def fit(
         key: PRNG key; the fit is a deterministic function of it.
         program_or_target: what `vf.from_numpyro` returns, a `vf.Target`, or a log density (with
             `flow`, whose shape then gives the dimension).
-        flow: the family, on `(dim,)`, unconditional; affine coupling layers by default.
+        flow: the family, on `(dim,)`, unconditional; affine coupling layers by default. A stochastic
+            flow (`vf.flows.stochastic_flow`) gets the target by itself.
         guide: instead of a flow, a guide over the model's sites that takes its parameters as an
             argument: a program, `vf.from_numpyro(guide)` or a `vf.program`, whose next argument they
             are, or a function from them to a program. Not preconditioned.
@@ -245,8 +247,12 @@ class _Run:
         self.flow = flow
 
     def _check_start(self, flow: Any) -> None:
-        draws = jax.vmap(flow.sample)(jax.random.split(self.keys["flow"], 16))
+        draws = self._draw(flow, 16)
         preflight(self.target, draws)
+
+    def _draw(self, flow: Any, n: int) -> Array:
+        draw = lambda key: flow.sample(key, **extra(flow, self.target))
+        return jax.vmap(draw)(jax.random.split(self.keys["flow"], n))
 
     def train(self, rounds: int, progress: bool, callback: Any) -> Posterior:  # noqa: FBT001
         """Rounds of training, each followed by a verdict, until one is "ok"."""
@@ -338,7 +344,7 @@ class _Run:
 
     def _explain(self, flow: Any) -> str:
         """The density by site at a draw where it breaks, if one of 512 does."""
-        x = jax.vmap(flow.sample)(jax.random.split(self.keys["flow"], 512))
+        x = self._draw(flow, 512)
         value, grad = jax.vmap(jax.value_and_grad(self.target.log_prob))(x)
         broken = ~(np.isfinite(value) & np.isfinite(grad).all(axis=-1))
         return "At a draw of the last good flow, by site:\n" + site_table(
@@ -361,7 +367,7 @@ def _last_good_as_flow(static: Any) -> Iterator[None]:
 
 
 def _target(program: Any, flow: Any) -> Target:
-    if isinstance(program, AbstractDistribution):
+    if isinstance(program, AbstractDistribution | StochasticFlow):
         raise TypeError(
             "fit: the second argument must be a program, a Target or a log density, got a "
             f"{type(program).__name__}; the family goes to flow=."
@@ -395,7 +401,7 @@ def _check_guide(guide: Any, flow: Any, precondition: Any) -> None:
 def _check_flow(flow: Any, dim: int | None) -> None:
     if flow is None:
         return
-    if not isinstance(flow, AbstractDistribution):
+    if not isinstance(flow, AbstractDistribution | StochasticFlow):
         raise TypeError(f"fit: flow must be a flow, as vf.flows.coupling(key, dim), got {flow!r}.")
     if len(flow.shape) != 1 or (dim is not None and flow.shape != (dim,)):
         raise ValueError(

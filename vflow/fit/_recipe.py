@@ -11,10 +11,11 @@ from jaxtyping import PRNGKeyArray
 
 from vflow._core import ProgramError
 from vflow.bijections import Affine, Chain, Freeze, SinhArcsinhTransformer, TriangularAffine
-from vflow.distributions import AbstractDistribution, Flow, Mixture
+from vflow.distributions import Flow, Mixture
 from vflow.fit._dtype import cast, default_dtype, scope
 from vflow.fit._precondition import Gaussian
 from vflow.flows import coupling
+from vflow.flows.stochastic import StochasticFlow
 from vflow.objectives import elbo
 from vflow.programs import expect
 from vflow.targets import Target
@@ -67,9 +68,9 @@ def default_flow(key: PRNGKeyArray, dim: int) -> Flow:
     return coupling(key, dim, transformer=transformer, num_layers=8, hidden=(32, 32))
 
 
-def precondition(flow: AbstractDistribution, layer: Any) -> Flow | Mixture:
+def precondition(flow: Any, layer: Any) -> Flow | Mixture | StochasticFlow:
     """The flow with one more affine layer behind it."""
-    if isinstance(flow, Mixture):
+    if isinstance(flow, Mixture | StochasticFlow):
         return flow.through(layer)
     if isinstance(flow, Flow):
         return Flow(flow.base, Chain([flow.bijection, layer]))
@@ -88,7 +89,7 @@ def choose_objective(objective: Callable | None) -> Callable:
 
 
 def choose_gradient(
-    gradient: str | None, objective: Callable, flow: AbstractDistribution, target: Target
+    gradient: str | None, objective: Callable, flow: Any, target: Target
 ) -> tuple[str, str | None]:
     """The gradient rule and a sentence if it is not "path"; explicit wishes are met or refused.
 
