@@ -40,9 +40,17 @@ FLOWS = {
     "coupling 1 spline": lambda key: vf.flows.coupling(
         key, 1, transformer="spline", condition_dim=3, **SMALL
     ),
-    "coupling conditional": lambda key: vf.flows.coupling(key, 2, condition_dim=3, **SMALL),
+    "coupling conditional": lambda key: vf.flows.coupling(
+        key, 2, condition_dim=3, mixing="lu", loft=100.0, **SMALL
+    ),
     "coupling 5": lambda key: vf.flows.coupling(
-        key, 5, base=_heavy(), tails=vf.bijections.TriangularAffine(5), **SMALL
+        key,
+        5,
+        mixing="householder",
+        actnorm=True,
+        base=_heavy(),
+        tails=vf.bijections.TriangularAffine(5),
+        **SMALL,
     ),
     "coupling spline": lambda key: vf.flows.coupling(key, 2, transformer="spline", **SMALL),
     "coupling tanh mixture": lambda key: vf.flows.coupling(

@@ -44,6 +44,26 @@ def test_base_coordinates_keep_their_places():
     np.testing.assert_allclose(flow.bijection.forward_and_log_det(x)[0], x)
 
 
+def test_normalised_layers_see_a_standard_base_and_the_flow_starts_at_the_given_one():
+    tails = vf.distributions.StudentT(jnp.array([1.5, 3.0, jnp.inf]))
+    shift = vf.bijections.Affine(jnp.array([1e3, 0.0, -1.0]), jnp.array([1.0, 50.0, 1e-3]))
+    base = vf.distributions.Flow(tails, shift)
+    options = {"base": base, "num_layers": 2, "hidden": (4,), "actnorm": True}
+    flow = vf.flows.coupling(jax.random.key(0), 3, **options)
+
+    @jax.jit
+    def run(key):
+        draw, stop = base.sample(key), flow.bijection.layers[0]
+        return draw, stop.forward_and_log_det(draw)[0], flow.bijection.forward_and_log_det(draw)
+
+    draws, seen, (out, log_det) = jax.vmap(run)(jax.random.split(jax.random.key(1), 4000))
+    low, middle, high = np.quantile(seen, [0.25, 0.5, 0.75], axis=0)
+    np.testing.assert_allclose(middle, 0, atol=0.15)
+    np.testing.assert_allclose((high - low) / 1.349, 1, atol=0.15)
+    np.testing.assert_allclose(out, draws, rtol=1e-11)
+    np.testing.assert_allclose(log_det, 0, atol=1e-12)
+
+
 def test_structure_does_not_depend_on_the_key():
     a, b = (vf.flows.coupling(jax.random.key(s), 4, num_layers=2, hidden=(3,)) for s in (0, 1))
     assert jax.tree.structure(a) == jax.tree.structure(b)
@@ -119,6 +139,9 @@ def test_gaussian_is_a_gaussian():
         ({"activation": "swoosh"}, "activation"),
         ({"base": vf.distributions.Normal(3)}, "base"),
         ({"tails": vf.bijections.Identity((3,))}, "tails"),
+        ({"mixing": "shake"}, "mixing must be one of 'permute', 'lu', 'householder'"),
+        ({"mixing": "lu", "shared_trunk": True}, "shared_trunk has neither"),
+        ({"loft": 0.0}, "threshold"),
     ],
 )
 def test_coupling_names_bad_arguments(options, match):

@@ -47,9 +47,7 @@ class ActNorm(AbstractBijection):
         self.condition_shape = None
 
     @staticmethod
-    def whiten(
-        bijection: AbstractBijection, draws: Float[Array, "n d"], condition: Array | None = None
-    ) -> AbstractBijection:
+    def whiten(bijection: Any, draws: Float[Array, "n d"], condition: Array | None = None) -> Any:
         """Set every `ActNorm` so that the draws, when they leave it, have location 0 and spread 1.
 
         The draws pass through the layers of `Chain` and `Scan`, in order; an `ActNorm` inside
