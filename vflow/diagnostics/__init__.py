@@ -15,14 +15,19 @@ from vflow.diagnostics._unbiased import UnbiasedReport as UnbiasedReport
 from vflow.diagnostics._unbiased import check_unbiased as check_unbiased
 from vflow.diagnostics._weights import ess_fraction as ess_fraction
 from vflow.diagnostics._weights import log_evidence as log_evidence
+from vflow.diagnostics._weights_report import LabelMass as LabelMass
+from vflow.diagnostics._weights_report import WeightsReport as WeightsReport
+from vflow.diagnostics._weights_report import weights_report as weights_report
 
 __all__ = [
     "BijectionErrors",
+    "LabelMass",
     "PlatformCheck",
     "PlatformReport",
     "SmoothedWeights",
     "TailReport",
     "UnbiasedReport",
+    "WeightsReport",
     "check_bijection",
     "check_platform",
     "check_unbiased",
@@ -32,4 +37,5 @@ __all__ = [
     "log_evidence",
     "psis",
     "tails",
+    "weights_report",
 ]
