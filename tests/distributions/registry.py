@@ -30,6 +30,7 @@ def _mixture(key):
 DISTRIBUTIONS = {
     "Normal 1": lambda key: vd.Normal(1),
     "Normal 2": lambda key: vd.Normal((2,)),
+    "EllipticalStudentT": lambda key: vd.EllipticalStudentT(2, 3.0, trainable=True),
     "Mixture": _mixture,
     "RowCorrelated": _rows,
     "StudentT heavy": lambda key: vd.StudentT(jnp.array([1.5])),

@@ -9,7 +9,7 @@ import scipy.stats
 
 import vflow as vf
 from vflow._core import combine, partition
-from vflow.distributions import Normal, StudentT
+from vflow.distributions import EllipticalStudentT, Normal, StudentT
 
 DF = np.array([1.0, 2.5, 7.0, 1e3, 1e8, np.inf])
 
@@ -128,3 +128,51 @@ def test_traced_df_is_refused():
 def test_bad_shapes_are_refused(shape):
     with pytest.raises(ValueError, match="shape"):
         Normal(shape)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_elliptical_is_scipys_and_finite_far_out(dtype):
+    x = np.array([[0, 0, 0], [0.3, -2, 1], [1e5, -3e5, 1e4], [3e6, 1, -2e7], [0, -1e19, 1e30]])
+    dfs = np.array([0.5, 3.0, 1e4])
+    with jax.enable_x64(dtype == "float64"):
+        trained, static = partition(EllipticalStudentT(3, np.array(3.0, dtype), trainable=True))
+        raw = jax.tree.map(
+            lambda _: np.asarray(dfs - 0.2 + np.log(-np.expm1(0.2 - dfs)), dtype), trained
+        )
+        run = jax.value_and_grad(lambda t, x: combine(t, static).log_prob(x), (0, 1))
+        over_points = jax.vmap(run, (None, 0))
+        log_q, slopes = jax.jit(jax.vmap(over_points, (0, None)))(raw, np.asarray(x, dtype))
+    for leaf in (log_q, *jax.tree.leaves(slopes)):
+        assert np.isfinite(leaf).all()
+    for df, values in zip(dfs, log_q, strict=True):
+        expected = scipy.stats.multivariate_t.logpdf(x[:4], shape=np.eye(3), df=df)
+        np.testing.assert_allclose(values[:4], expected, rtol=1e-9 if dtype == "float64" else 1e-4)
+
+
+@pytest.mark.slow
+def test_derivative_of_an_elliptical_draw_is_the_coordinates_one():
+    """The same gamma draw for all coordinates: the derivative in df is along the draw."""
+    trained, static = partition(EllipticalStudentT(3, 2.5, trainable=True))
+
+    @jax.jit
+    def run(trained, key):
+        draw = lambda trained: combine(trained, static).sample(key)
+        normal = jax.random.normal(jax.random.split(key)[0], (3,))
+        one = jax.tree.map(jnp.ones_like, trained)
+        return normal, *jax.jvp(draw, (trained,), (one,)), jax.nn.sigmoid(trained.raw_df)
+
+    normal, x, slope, inner = map(np.asarray, run(trained, jax.random.key(0)))
+    probability = scipy.special.gammainc(1.25, 1.25 * (normal / x) ** 2)
+    np.testing.assert_allclose(probability, probability[0], rtol=1e-12)
+    h = 1e-5
+    log_x = lambda df: 0.5 * np.log(df / 2 / scipy.special.gammaincinv(df / 2, probability))
+    expected = (log_x(2.5 + h) - log_x(2.5 - h)) / (2 * h)
+    np.testing.assert_allclose(slope / x / inner, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("dim", "df"), [(0, 3.0), (2, 0.1), (2, np.inf), (2, np.nan), (2, [3.0, 4.0])], ids=str
+)
+def test_bad_elliptical_arguments_are_named(dim, df):
+    with pytest.raises(ValueError, match="dim" if dim == 0 else "df"):
+        EllipticalStudentT(dim, jnp.asarray(df))
