@@ -1,11 +1,14 @@
 import builtins
+from html.parser import HTMLParser
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import vflow as vf
 from tests.fit.exact import (
+    LOC,
     LOG_EVIDENCE,
     MU_MEAN,
     SD,
@@ -17,6 +20,7 @@ from tests.fit.exact import (
 )
 from vflow.diagnostics import ess_fraction
 from vflow.fit._export import _dims
+from vflow.fit._svg import ticks
 
 
 def test_the_tree_has_plates_as_dimensions_data_weights_and_verdict(key):
@@ -91,3 +95,62 @@ def test_a_fit_with_infinite_draws_can_be_plotted_and_exported(key):
     )
     fit.plot()
     assert fit.to_arviz(key, n=3).attrs["status"] == "failed"
+
+
+class _Page(HTMLParser):
+    """Texts, links and unclosed tags of a page."""
+
+    VOID = ("meta", "br")
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.texts, self.links, self.tags = [], [], [], []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.links += [value for name, value in attrs if name in ("src", "href")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+def test_report_is_one_page_that_needs_nothing_else(tmp_path):
+    exact_fit().report(tmp_path / "fit.html")
+    page = _Page((tmp_path / "fit.html").read_text())
+    assert page.open == [] and page.links == []
+    text = " ".join(page.texts)
+    assert "url(" not in text and "@import" not in text and "nan" not in text.lower().split()
+    for words in ("ok", "made by hand", "1 steps were skipped", "k-hat", f"jax {jax.__version__}"):
+        assert words in text
+    assert {"mu", "tau", "theta[2]", "shifted[0]"} <= set(page.texts)
+    # history, weights, eight marginals, twelve pairs of the first four coordinates
+    assert page.tags.count("figure") == 2 + 8 + 12
+
+
+def test_report_of_a_bad_fit_says_so(tmp_path):
+    fit = posterior_of(normal_flow(LOC + SD, 0.3 * SD), exact_fit().target)
+    fit.report(tmp_path / "fit.html")
+    text = " ".join(_Page((tmp_path / "fit.html").read_text()).texts)
+    assert fit.status != "ok" and fit.status in text
+    assert all(reason in text for reason in fit.reasons)
+    broken = posterior_of(
+        normal_flow(np.array([0.0, np.nan]), np.ones(2)), vf.Target(lambda x: -jnp.sum(x**2), 2)
+    )
+    broken.report(tmp_path / "broken.html")
+    text = " ".join(_Page((tmp_path / "broken.html").read_text()).texts)
+    assert "failed" in text and "The weights are not usable" in text
+
+
+def test_ticks_are_round_and_inside():
+    assert ticks(0.0, 1.0, 4) == [0.0, 0.5, 1.0]
+    assert ticks(-31.2, -28.9, 4) == [-31.0, -30.0, -29.0]
+    for low, high in ((1e-9, 2e-9), (-1e6, 3e7), (99.99, 100.01)):
+        found = ticks(low, high, 4)
+        assert 2 <= len(found) <= 5 and low <= found[0] and found[-1] <= high * (1 + 1e-12)

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
 from vflow._core import Estimate, FitError
+from vflow.diagnostics import psis
 from vflow.distributions._sampling import as_key
 from vflow.fit._draws import BATCH, Drawer
 from vflow.fit._dtype import default_dtype
@@ -309,6 +310,33 @@ class Posterior:
 
         draws = self._sites(self._drawer.plain(self.flow, jax.random.key(0), BATCH))
         return plot(self, draws, path)
+
+    def report(self, path: str | os.PathLike) -> None:
+        """Write one self-contained HTML page: verdict in plain words, loss curve, weights, pictures.
+
+        The pictures show draws of the fit beside the same draws resampled by their smoothed
+        importance weights, where these are usable. No plotting library is needed.
+
+        Args:
+            path: of the page; an existing one is replaced.
+
+        Raises:
+            OSError: the file cannot be written.
+
+        Example:
+            `posterior.report("fit.html")`
+        """
+        from vflow.fit._report import report
+
+        x, log_w = self._drawer.weighted(self.flow, jax.random.key(0), _SUMMARY_DRAWS)
+        draws = self._sites(x)
+        smoothed = psis(log_w)
+        corrected = None
+        if smoothed.reason is None:
+            weights = np.exp(np.asarray(smoothed.log_weights, np.float64))
+            taken = np.random.default_rng(0).choice(len(x), len(x), p=weights / weights.sum())
+            corrected = {name: values[taken] for name, values in draws.items()}
+        report(self, draws, corrected, log_w, path)
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the posterior to one file, atomically; `vf.load` reads it.
