@@ -16,7 +16,13 @@ from vflow._core._numerics import as_float
 # Above this many coordinates a dense Jacobian solve per sample is no longer a sensible default.
 _DENSE_SCORE_LIMIT = 64
 
-_CONTRACT = ("forward_and_log_det", "inverse_and_log_det", "push_score", "forward_with_score")
+_CONTRACT = (
+    "forward_and_log_det",
+    "inverse_and_log_det",
+    "push_score",
+    "forward_with_score",
+    "inverse_with_score",
+)
 
 
 def _check(bijection: Any, method: str, name: str, value: Any, shape: tuple[int, ...]) -> Array:
@@ -50,20 +56,22 @@ def _checked(method: Callable) -> Callable:
     """Check shapes while tracing, and give the outputs the dtype of the point."""
     name = method.__name__
 
+    point = "y" if name.startswith("inverse") else "x"
+
     @ft.wraps(method)
     def map_point(self, x, condition=None):
-        x = _check(self, name, "x" if name.startswith("forward") else "y", x, self.shape)
+        x = _check(self, name, point, x, self.shape)
         condition = _check_condition(self, name, condition)
         return tuple(out.astype(x.dtype) for out in method(self, x, condition))
 
     @ft.wraps(method)
-    def push_score(self, x, score, condition=None):
-        x = _check(self, name, "x", x, self.shape)
+    def map_both(self, x, score, condition=None, **options):
+        x = _check(self, name, point, x, self.shape)
         score = _check(self, name, "score", score, self.shape)
         condition = _check_condition(self, name, condition)
-        return tuple(out.astype(x.dtype) for out in method(self, x, score, condition))
+        return tuple(out.astype(x.dtype) for out in method(self, x, score, condition, **options))
 
-    return push_score if name in ("push_score", "forward_with_score") else map_point
+    return map_both if name.endswith("score") else map_point
 
 
 class AbstractBijection(eqx.Module):
@@ -78,8 +86,9 @@ class AbstractBijection(eqx.Module):
       $\log|\det \partial T^{-1}/\partial y|$ (minus the forward one); a map without a usable
       inverse raises NotImplementedError that names the alternative;
     * optionally `push_score`, where a cheaper rule than the default exists;
-    * `forward_with_score` only if it is made of other bijections (Chain, Scan): it then calls
-      theirs, so that each layer's two evaluations stand side by side and XLA merges them.
+    * `forward_with_score` and `inverse_with_score` only if it is made of other bijections (Chain,
+      Scan): it then calls theirs, so that each layer's two evaluations stand side by side and XLA
+      merges them.
 
     * `estimated` and `forward_and_estimate` only if it has a cheaper, random log-det, or is made of
       other bijections.
@@ -149,9 +158,9 @@ class AbstractBijection(eqx.Module):
 
     @_checked
     def forward_with_score(
-        self, x: Array, score: Array, condition: Array | None = None
+        self, x: Array, score: Array, condition: Array | None = None, *, live: bool = False
     ) -> tuple[Array, Array, Array]:
-        r"""The step of a path gradient: `y` is differentiable, the log-det and the score are not.
+        r"""The step of a path gradient: `y` is differentiable, the score is not.
 
         Two tracks: `forward_and_log_det` with live parameters, and `push_score` with parameters,
         point, score and condition behind `stop_gradient`. XLA merges what they have in common,
@@ -161,6 +170,8 @@ class AbstractBijection(eqx.Module):
             x: a point of the base space, shape `shape`.
             score: $\nabla_x \log q(x)$, shape `shape`.
             condition: array of `condition_shape`, or None.
+            live: whether the log-det is differentiable, as mixtures of path and total gradient
+                need it; a path gradient does not, and skips its backward pass.
 
         Returns:
             `(y, log_det, score_y)`.
@@ -171,7 +182,33 @@ class AbstractBijection(eqx.Module):
         y, log_det = self.forward_and_log_det(x, condition)
         frozen, point, score, condition = stop_gradient((self, x, score, condition))
         _, _, score_y = frozen.push_score(point, score, condition)
-        return y, jax.lax.stop_gradient(log_det), score_y
+        return y, log_det if live else jax.lax.stop_gradient(log_det), score_y
+
+    @_checked
+    def inverse_with_score(
+        self, y: Array, score: Array, condition: Array | None = None, *, live: bool = False
+    ) -> tuple[Array, Array, Array]:
+        r"""`forward_with_score` of the inverse map, $s_x = J^\top s_y + \nabla_x \log|\det J|$.
+
+        One inverse, and one forward pass at its result with a vector-Jacobian product.
+
+        Args:
+            y: a point of the target space, shape `shape`.
+            score: the score of a density there, shape `shape`.
+            condition: array of `condition_shape`, or None.
+            live: whether the log-det is differentiable.
+
+        Returns:
+            `(x, log_det, score_x)`, the log-det of the inverse.
+
+        Raises:
+            NotImplementedError: the map has no inverse.
+        """
+        x, log_det = self.inverse_and_log_det(y, condition)
+        frozen, point, score, condition = stop_gradient((self, x, score, condition))
+        (_, back), pull = jax.vjp(lambda x: frozen.forward_and_log_det(x, condition), point)
+        (score_x,) = pull((score, jnp.ones_like(back)))
+        return x, log_det if live else jax.lax.stop_gradient(log_det), score_x
 
     @property
     def estimated(self) -> bool:

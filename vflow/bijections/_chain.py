@@ -96,17 +96,24 @@ class Chain(AbstractBijection):
         return self._thread("push_score", x, score, condition)
 
     def forward_with_score(
-        self, x: Array, score: Array, condition: Array | None = None
+        self, x: Array, score: Array, condition: Array | None = None, *, live: bool = False
     ) -> tuple[Array, Array, Array]:
         """Layer by layer, so that each layer's two evaluations stand side by side."""
-        return self._thread("forward_with_score", x, score, condition)
+        return self._thread("forward_with_score", x, score, condition, live=live)
+
+    def inverse_with_score(
+        self, y: Array, score: Array, condition: Array | None = None, *, live: bool = False
+    ) -> tuple[Array, Array, Array]:
+        """Layer by layer in reverse order."""
+        return self._thread("inverse_with_score", y, score, condition, live=live)
 
     def _thread(
-        self, method: str, x: Array, score: Array, condition: Array | None
+        self, method: str, x: Array, score: Array, condition: Array | None, **options: bool
     ) -> tuple[Array, Array, Array]:
         total = jnp.zeros_like(x, shape=())
-        for layer in self.layers:
-            x, log_det, score = getattr(layer, method)(x, score, _condition_for(layer, condition))
+        for layer in self.layers[:: -1 if method.startswith("inverse") else 1]:
+            condition_here = _condition_for(layer, condition)
+            x, log_det, score = getattr(layer, method)(x, score, condition_here, **options)
             total = total + log_det
         return x, total, score
 
@@ -182,22 +189,22 @@ class Scan(AbstractBijection):
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *arrays)
         return cls(eqx.combine(stacked, statics[0]))
 
-    def _scan(self, method: str, carry: Any, condition: Array | None, *, reverse: bool) -> Any:
+    def _scan(self, method: str, carry: Any, condition: Array | None, **options: bool) -> Any:
         arrays, static = eqx.partition(self.layers, eqx.is_array)
 
         def step(carry, arrays):
             total, x, *score = carry
             layer = eqx.combine(arrays, static)
-            y, log_det, *score = getattr(layer, method)(x, *score, condition=condition)
+            y, log_det, *score = getattr(layer, method)(x, *score, condition=condition, **options)
             return (total + log_det, y, *score), None
 
-        total = jnp.zeros_like(carry[0], shape=())
+        total, reverse = jnp.zeros_like(carry[0], shape=()), method.startswith("inverse")
         (total, y, *score), _ = jax.lax.scan(step, (total, *carry), arrays, reverse=reverse)
         return y, total, *score
 
     def forward_and_log_det(self, x: Array, condition: Array | None = None) -> tuple[Array, Array]:
         """The layers in order; log-dets add up."""
-        return self._scan("forward_and_log_det", (x,), condition, reverse=False)
+        return self._scan("forward_and_log_det", (x,), condition)
 
     @property
     def estimated(self) -> bool:
@@ -223,16 +230,22 @@ class Scan(AbstractBijection):
 
     def inverse_and_log_det(self, y: Array, condition: Array | None = None) -> tuple[Array, Array]:
         """The inverses in reverse order; log-dets add up."""
-        return self._scan("inverse_and_log_det", (y,), condition, reverse=True)
+        return self._scan("inverse_and_log_det", (y,), condition)
 
     def push_score(
         self, x: Array, score: Array, condition: Array | None = None
     ) -> tuple[Array, Array, Array]:
         """The score is part of the carry."""
-        return self._scan("push_score", (x, score), condition, reverse=False)
+        return self._scan("push_score", (x, score), condition)
 
     def forward_with_score(
-        self, x: Array, score: Array, condition: Array | None = None
+        self, x: Array, score: Array, condition: Array | None = None, *, live: bool = False
     ) -> tuple[Array, Array, Array]:
         """One scan whose body holds a layer's two evaluations."""
-        return self._scan("forward_with_score", (x, score), condition, reverse=False)
+        return self._scan("forward_with_score", (x, score), condition, live=live)
+
+    def inverse_with_score(
+        self, y: Array, score: Array, condition: Array | None = None, *, live: bool = False
+    ) -> tuple[Array, Array, Array]:
+        """The same scan in reverse order."""
+        return self._scan("inverse_with_score", (y, score), condition, live=live)

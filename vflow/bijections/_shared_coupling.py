@@ -129,7 +129,7 @@ class SharedCoupling(AbstractBijection):
         keys = jax.random.split(layer_key, permutations.shape[0])
         self.layers = eqx.filter_vmap(layer)(keys, permutations)
 
-    def _scan(self, method: str, carry: Any, condition: Array | None, *, reverse: bool) -> Any:
+    def _scan(self, method: str, carry: Any, condition: Array | None, **options: bool) -> Any:
         arrays, static = eqx.partition(self.layers, eqx.is_array)
 
         def step(carry, arrays):
@@ -141,29 +141,35 @@ class SharedCoupling(AbstractBijection):
                 self.trunk,
                 is_leaf=lambda node: node is None,
             )
-            y, log_det, *score = getattr(layer, method)(x, *score, condition=condition)
+            y, log_det, *score = getattr(layer, method)(x, *score, condition=condition, **options)
             return (total + log_det, y, *score), None
 
-        total = jnp.zeros_like(carry[0], shape=())
+        total, reverse = jnp.zeros_like(carry[0], shape=()), method.startswith("inverse")
         (total, y, *score), _ = jax.lax.scan(step, (total, *carry), arrays, reverse=reverse)
         return y, total, *score
 
     def forward_and_log_det(self, x: Array, condition: Array | None = None) -> tuple[Array, Array]:
         """The layers in order."""
-        return self._scan("forward_and_log_det", (x,), condition, reverse=False)
+        return self._scan("forward_and_log_det", (x,), condition)
 
     def inverse_and_log_det(self, y: Array, condition: Array | None = None) -> tuple[Array, Array]:
         """The inverses in reverse order."""
-        return self._scan("inverse_and_log_det", (y,), condition, reverse=True)
+        return self._scan("inverse_and_log_det", (y,), condition)
 
     def push_score(
         self, x: Array, score: Array, condition: Array | None = None
     ) -> tuple[Array, Array, Array]:
         """By the rule of `Coupling`, layer by layer."""
-        return self._scan("push_score", (x, score), condition, reverse=False)
+        return self._scan("push_score", (x, score), condition)
 
     def forward_with_score(
-        self, x: Array, score: Array, condition: Array | None = None
+        self, x: Array, score: Array, condition: Array | None = None, *, live: bool = False
     ) -> tuple[Array, Array, Array]:
         """One scan whose body holds a layer's two evaluations."""
-        return self._scan("forward_with_score", (x, score), condition, reverse=False)
+        return self._scan("forward_with_score", (x, score), condition, live=live)
+
+    def inverse_with_score(
+        self, y: Array, score: Array, condition: Array | None = None, *, live: bool = False
+    ) -> tuple[Array, Array, Array]:
+        """The same scan in reverse order."""
+        return self._scan("inverse_with_score", (y, score), condition, live=live)

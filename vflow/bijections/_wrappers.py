@@ -40,6 +40,18 @@ class Invert(AbstractBijection):
         """The given map's forward direction."""
         return self.bijection.forward_and_log_det(y, condition)
 
+    def forward_with_score(
+        self, x: Array, score: Array, condition: Array | None = None, *, live: bool = False
+    ) -> tuple[Array, Array, Array]:
+        """The given map's joint step backwards: no second inverse."""
+        return self.bijection.inverse_with_score(x, score, condition, live=live)
+
+    def inverse_with_score(
+        self, y: Array, score: Array, condition: Array | None = None, *, live: bool = False
+    ) -> tuple[Array, Array, Array]:
+        """The given map's joint step."""
+        return self.bijection.forward_with_score(y, score, condition, live=live)
+
 
 class Freeze(AbstractBijection):
     """A bijection whose parameters are carried along but never trained.
@@ -96,7 +108,13 @@ class Freeze(AbstractBijection):
         return self.bijection.push_score(x, score, condition)
 
     def forward_with_score(
-        self, x: Array, score: Array, condition: Array | None = None
+        self, x: Array, score: Array, condition: Array | None = None, *, live: bool = False
     ) -> tuple[Array, Array, Array]:
         """The frozen map's joint step."""
-        return self.bijection.forward_with_score(x, score, condition)
+        return self.bijection.forward_with_score(x, score, condition, live=live)
+
+    def inverse_with_score(
+        self, y: Array, score: Array, condition: Array | None = None, *, live: bool = False
+    ) -> tuple[Array, Array, Array]:
+        """The frozen map's joint step backwards."""
+        return self.bijection.inverse_with_score(y, score, condition, live=live)

@@ -130,13 +130,14 @@ class Flow(AbstractDistribution):
         return y, log_q - log_det
 
     def sample_with_score(
-        self, key: PRNGKeyArray, condition: Array | None = None
+        self, key: PRNGKeyArray, condition: Array | None = None, *, live: bool = False
     ) -> tuple[Array, Array, Array]:
         r"""One draw with $\log q$ and $\nabla_y \log q$ there; the draw alone has derivatives.
 
         Args:
             key: PRNG key; the draw is that of `sample_and_log_prob`.
             condition: array of `condition_shape`, or None.
+            live: whether $\log q$ has its total derivative, too.
 
         Returns:
             `(y, log_q, score)`: shapes `shape`, `()` and `shape`.
@@ -148,8 +149,9 @@ class Flow(AbstractDistribution):
         x, log_q = self.base.sample_and_log_prob(key, for_base)
         base, point, context = stop_gradient((self.base, x, for_base))
         score = base.score(point, context)
-        y, log_det, score = self.bijection.forward_with_score(x, score, for_map)
-        return y, *jax.lax.stop_gradient((log_q - log_det, score))
+        y, log_det, score = self.bijection.forward_with_score(x, score, for_map, live=live)
+        log_q = log_q - log_det
+        return y, log_q if live else jax.lax.stop_gradient(log_q), jax.lax.stop_gradient(score)
 
     def path_refusal(self) -> str | None:
         """Why `gradient="path"` is not defined for this flow, or None where it is.
@@ -230,7 +232,7 @@ class Flow(AbstractDistribution):
             frame.scope + name,
             frame.gradient_of(gradient),
             lambda: self.sample_and_log_prob(key, condition),
-            lambda: self.sample_with_score(key, condition),
+            lambda *, live: self.sample_with_score(key, condition, live=live),
             estimated=(
                 (lambda: self._sample_and_estimate(key, condition))
                 if self.bijection.estimated

@@ -153,9 +153,10 @@ class Mixture(AbstractDistribution):
         k = sample(f"{name}/component", Categorical(logits=self.log_weights), strategy)
         x = self._draw(k, frame.key_for(name, "simulate"), condition)
 
-        def scored() -> tuple[Array, Array, Array]:
+        def scored(*, live: bool) -> tuple[Array, Array, Array]:
             still, point, context = stop_gradient((self, x, condition))
-            return x, *jax.value_and_grad(still.log_prob)(point, context)
+            log_q, score = jax.value_and_grad(still.log_prob)(point, context)
+            return x, self.log_prob(x, condition) if live else log_q, score
 
         return draw_scored(
             frame,

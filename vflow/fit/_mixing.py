@@ -11,13 +11,14 @@ from jaxtyping import Array
 from vflow.programs._frame import mixing
 from vflow.programs._mixing import moments, share_of
 
-_PERIOD = 50  # steps between two measurements of the coefficient; fewer at the start
-_EARLY = 10
-_KEEP = 0.7  # how much of the running moments a measurement leaves
+_PERIOD = 50  # steps between two measurements of the coefficient
+_EARLY = 10  # the same in the first _START steps, where it changes fast
+_START = 200
+_KEEP = 0.8  # how much of the running average a measurement leaves
 
 
 class Mixed(NamedTuple):
-    """An optimizer whose state carries the moments that make the coefficient, too."""
+    """An optimizer whose state carries the average that makes the coefficient, too."""
 
     init: Callable[[Any], Any]
     update: Callable[..., Any]
@@ -43,7 +44,10 @@ def uses_auto(estimate: Callable[[], Any]) -> bool:
 def measured(
     value_and_grad: Callable[..., Any], key: Any, index: Array, params: Any, inputs: tuple, old: Any
 ) -> tuple[Array, Array]:
-    """The running moments, now and then with a measurement on two minibatches of their own."""
+    """The running average, now and then with a measurement on two minibatches of their own.
+
+    It is one of ratios, not of moments: those of the noisy first steps would outweigh later ones.
+    """
 
     def measure():
         keys = jax.random.split(jax.random.fold_in(key, 1), 2)
@@ -54,18 +58,20 @@ def measured(
 
         both = jax.vmap(jax.vmap(gradient, (None, 0)), (0, None))(keys, jnp.array([0.0, 1.0]))
         total, path = (jax.tree.map(lambda leaf, i=i: leaf[:, i], both) for i in (0, 1))
-        fresh = moments(total, path)
-        sound = jnp.isfinite(fresh[0]) & jnp.isfinite(fresh[1])
+        covariance, variance = moments(total, path)
+        share = share_of(covariance, variance)
+        sound = jnp.isfinite(share) & (variance > 0)
+        fresh = (-share, jnp.ones_like(share))
         return tuple(
             jnp.where(sound, _KEEP * a + (1 - _KEEP) * b.astype(a.dtype), a)
             for a, b in zip(old, fresh, strict=True)
         )
 
-    early = (index < _PERIOD) & (index % _EARLY == 0)
+    early = (index < _START) & (index % _EARLY == 0)
     return jax.lax.cond(early | (index % _PERIOD == 0), measure, lambda: old)
 
 
-def at_share(value_and_grad: Callable[..., Any], moments: Any, *args: Any) -> Any:
-    """`value_and_grad(*args)` with the coefficient that the moments make."""
-    with mixing(share_of(*moments)):
+def at_share(value_and_grad: Callable[..., Any], average: Any, *args: Any) -> Any:
+    """`value_and_grad(*args)` with the coefficient that the running average makes."""
+    with mixing(share_of(*average)):
         return value_and_grad(*args)

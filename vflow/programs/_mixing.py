@@ -29,12 +29,13 @@ def share_of(covariance: Array, variance: Array) -> Array:
 def moments(total: Any, path: Any) -> tuple[Array, Array]:
     """tr Cov(total, path - total) and tr Var(path - total) of gradients along the leading axis.
 
-    The mean of the difference is known to be zero.
+    Both are centred, although the mean of the difference is known to be zero: their ratio is then
+    exact, whatever the number of gradients, where total or path has no variance.
     """
 
     def one(g: Array, p: Array) -> tuple[Array, Array]:
-        c, n = p - g, g.shape[0]
-        return jnp.sum((g - g.mean(axis=0, keepdims=True)) * c) / (n - 1), jnp.sum(c**2) / n
+        g, c = (x - x.mean(axis=0, keepdims=True) for x in (g, p - g))
+        return jnp.sum(g * c) / (len(g) - 1), jnp.sum(c**2) / (len(g) - 1)
 
     pairs = [one(g, p) for g, p in zip(jax.tree.leaves(total), jax.tree.leaves(path), strict=True)]
     zero = jnp.zeros(())

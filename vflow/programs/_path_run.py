@@ -185,7 +185,7 @@ def draw_scored(
     label: str,
     gradient: str,
     total: Callable[[], tuple[Any, Any]],
-    scored: Callable[[], tuple[Any, Any, Any]],
+    scored: Callable[..., tuple[Any, Any, Any]],
     fixed: str | None = None,
     estimated: Callable[[], tuple[Any, Any]] | None = None,
 ) -> tuple[Any, Any]:
@@ -196,7 +196,8 @@ def draw_scored(
         label: full name of the call, which is also the unit.
         gradient: "total", "path" or "auto".
         total: draws with live derivatives, `() -> (x, log_q)`.
-        scored: the same draw, live, its log density stopped, and its score.
+        scored: `(live=) -> (x, log_q, score)`: the same draw, live, its log density, live or
+            stopped, and its score.
         fixed: why the rule for nonlinear objectives does not cover it, or None.
         estimated: `total` with an unbiased estimate of the log density, where there is a cheaper one.
     """
@@ -213,23 +214,24 @@ def draw_scored(
     if run.kind == "plain":
         if gradient == "total":
             return estimated() if run.estimates and estimated is not None else total()
-        x, log_q, score = scored()
-        path = log_q + along(score, x)
+        x, log_q, score = scored(live=weight is not None)
         if weight is None:
-            return x, path
-        return x, path + (1.0 - weight) * (slope_of(total()[1]) - along(score, x))
+            return x, log_q + along(score, x)
+        return x, log_q + weight * (along(score, x) - slope_of(log_q))
     if run.kind == "trace":
         x, log_q = total()
         x = tag("value", label, x)
         log_q = log_q if estimated is None else tag("estimate", label, log_q)
         return x, tag("draw" if gradient == "total" else "log_q", label, log_q)
     if run.kind == "stop":
-        x, log_q, score = scored()
+        live = gradient == "total" or weight is not None
+        x, log_q, score = scored(live=live)
         frame.exports[label] = {"x": x, "log_q": log_q, "score": score}
-        if gradient == "total" or weight is not None:
-            left = slope_of(total()[1]) - along(score, x)
-            log_q = log_q + (left if gradient == "total" else (1.0 - weight) * left)
-        return jax.lax.stop_gradient(x), log_q
+        if not live:
+            return jax.lax.stop_gradient(x), log_q
+        left = slope_of(log_q) - along(score, x)
+        share = 1.0 if weight is None else 1.0 - weight
+        return jax.lax.stop_gradient(x), jax.lax.stop_gradient(log_q) + share * left
     kept = at(run.stored[label], frame.position)
     x, log_q = total() if label in run.redraw else (kept["x"], kept["log_q"])
     moved = run.shift(frame, label, x)
