@@ -138,7 +138,8 @@ def _weights(log_w: np.ndarray) -> str:
     axes.line(law, exceed, svg.ORANGE)
     return axes.figure(
         f"share of draws above a weight (mean weight 1), log-log: the {num_tail} largest of {n} weights "
-        f"of this page's own draws, and their Pareto law, k-hat {smoothed.khat:.2f} (straighter and flatter is worse)"
+        f"of this page's own draws, and their Pareto law, k-hat {smoothed.khat:.2f} (straighter and "
+        "flatter is worse)"
     )
 
 
