@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, PRNGKeyArray
 
-from vflow._core import FitError, combine, partition
+from vflow._core import Estimate, FitError, combine, partition
 from vflow.bijections import AbstractBijection
 from vflow.distributions import AbstractDistribution
 from vflow.distributions._sampling import as_key
@@ -34,6 +34,7 @@ from vflow.fit._recipe import (
     choose_dtype,
     choose_gradient,
     choose_objective,
+    covering,
     default_flow,
     default_optimizer,
     to_default,
@@ -41,6 +42,7 @@ from vflow.fit._recipe import (
 )
 from vflow.fit._recipe import precondition as preconditioned
 from vflow.fit._verdict import Verdict, judge
+from vflow.fit._warm_start import warm_start
 from vflow.flows.stochastic import StochasticFlow
 from vflow.programs import expect, value_and_grad
 from vflow.targets import Target, preflight, site_table
@@ -50,6 +52,7 @@ _VERDICT_DRAWS = 16384
 _ROUNDS = 3  # how often an unconvincing default fit is trained, at most
 # The bound is tight when the spread of log p - log q says KL < 5e-4 nats (second-order expansion).
 _TIGHT = 5e-4
+_WARM = 1 << 20  # folded into the key of training, beyond any round
 _GUIDE_RATE = 1e-2  # a guide has no preconditioner that would bring it near
 
 
@@ -185,7 +188,7 @@ class _Run:
         """Start, preconditioner, float type, flow, gradient rule: everything before training."""
         began = time.monotonic()
         settled = None if file is None else file.settings()
-        gaussian, notes = None, []
+        gaussian, cover, notes = None, None, []
         of_guide = isinstance(flow, GuideDistribution)
         if self.optimizer is None:
             self.optimizer = default_optimizer(self.num_steps, _GUIDE_RATE if of_guide else None)
@@ -199,6 +202,7 @@ class _Run:
                 )
         if settled is not None:
             dtype, notes = settled["dtype"], settled["notes"]
+            bent = settled["start"] == "cover"
             if settled["preconditioner"] == "gaussian":
                 zeros, eye = np.zeros(self.target.dim), np.tril(np.ones((self.target.dim,) * 2))
                 gaussian = Gaussian(
@@ -207,12 +211,22 @@ class _Run:
         else:
             if precondition == "auto":
                 gaussian = fit_gaussian(self.target, self.keys["gaussian"])
+            cover = covering(gaussian)
+            bent = cover is not None
+            if gaussian is not None and cover is not None:
+                loc, tril = cover.moments()
+                gaussian = gaussian._replace(loc=loc, tril=tril)
+                notes.append(
+                    "Most of the posterior lies outside the best Gaussian: the flow has spline layers "
+                    "and starts from draws of a mixture that covers it."
+                )
             if dtype == "auto":
                 dtype, note = choose_dtype(self.target, gaussian)
                 notes += [] if note is None else [note]
         self.dtype = dtype
         with scope(dtype):
-            flow = default_flow(self.keys["flow"], self.target.dim) if flow is None else flow
+            if flow is None:
+                flow = default_flow(self.keys["flow"], self.target.dim, bent=bent)
             flow = cast(flow, dtype)
             if gaussian is not None:
                 flow = preconditioned(flow, whitening(gaussian, dtype))
@@ -225,6 +239,9 @@ class _Run:
                 notes = notes + ([] if note is None else [note])
                 if gaussian is None:
                     self._check_start(flow)
+                if cover is not None:
+                    key_warm = jax.random.fold_in(self.keys["train"], _WARM)
+                    flow = warm_start(flow, cover, key_warm, dtype)
         self.seconds["preparation"] = round(time.monotonic() - began, 2)
         self.settings = settled or {
             "dtype": dtype,
@@ -237,6 +254,8 @@ class _Run:
                 gaussian is not None and np.count_nonzero(gaussian.tril) > self.target.dim
             ),
             "origin": gaussian.origin if gaussian else None,
+            "start": "cover" if bent else None,
+            "cover_evidence": gaussian.witness() if gaussian else None,
             "gaussian_elbo": gaussian.elbo if gaussian else None,
             "gradient": self.gradient,
             "objective": getattr(self.objective, "__qualname__", "?").split(".")[0],
@@ -353,7 +372,8 @@ class _Run:
 
     def _verdict(self, drawer: Drawer, flow: Any) -> Verdict:
         _, log_w = drawer.weighted(flow, self.keys["verdict"], _VERDICT_DRAWS)
-        return judge(log_w)
+        cover = self.settings["cover_evidence"]
+        return judge(log_w, None if cover is None else Estimate(*cover))
 
 
 @contextlib.contextmanager

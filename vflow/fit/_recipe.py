@@ -12,6 +12,7 @@ from jaxtyping import PRNGKeyArray
 from vflow._core import ProgramError
 from vflow.bijections import Affine, Chain, Freeze, SinhArcsinhTransformer, TriangularAffine
 from vflow.distributions import Flow, Mixture
+from vflow.fit._cover import Cover
 from vflow.fit._dtype import cast, default_dtype, scope
 from vflow.fit._precondition import Gaussian
 from vflow.flows import coupling
@@ -24,6 +25,7 @@ NUM_STEPS = 2000
 NUM_SAMPLES = 128
 # float32 will do if rounding moves the log density by less than this between draws, in nats.
 _ROUNDING = 0.02
+_OUTSIDE = 0.4  # share of the mass outside the Gaussian from which on it is no place to start
 
 
 def choose_dtype(target: Target, gaussian: Gaussian | None) -> tuple[str, str | None]:
@@ -53,6 +55,14 @@ def choose_dtype(target: Target, gaussian: Gaussian | None) -> tuple[str, str | 
     return "float32", None
 
 
+def covering(gaussian: Gaussian | None) -> Cover | None:
+    """Draws to start from, where much of the target's mass is known to lie outside the Gaussian."""
+    cover = None if gaussian is None else gaussian.cover
+    if gaussian is None or cover is None or not cover.trusted:
+        return None
+    return cover if cover.outside(gaussian.loc, gaussian.tril) > _OUTSIDE else None
+
+
 def whitening(gaussian: Gaussian, dtype: str) -> Freeze:
     """The affine layer that carries the standard normal to the Gaussian fit; not trained."""
     loc, tril = jax.numpy.asarray(gaussian.loc, dtype), jax.numpy.asarray(gaussian.tril, dtype)
@@ -62,9 +72,9 @@ def whitening(gaussian: Gaussian, dtype: str) -> Freeze:
     return Freeze(Affine(loc, jax.numpy.diagonal(tril)))
 
 
-def default_flow(key: PRNGKeyArray, dim: int) -> Flow:
-    """Affine coupling layers with a free elementwise affine map behind them."""
-    transformer = "affine" if dim > 1 else SinhArcsinhTransformer()
+def default_flow(key: PRNGKeyArray, dim: int, *, bent: bool = False) -> Flow:
+    """Affine coupling layers, or spline ones where the target is far from a Gaussian."""
+    transformer = "spline" if bent else "affine" if dim > 1 else SinhArcsinhTransformer()
     return coupling(key, dim, transformer=transformer, num_layers=8, hidden=(32, 32))
 
 

@@ -9,6 +9,8 @@ from vflow._core import Estimate
 from vflow.diagnostics import ess_fraction, log_evidence, psis
 
 MIN_ESS_FRACTION = 0.1
+_MISSED = 0.1  # nats of log evidence that another proposal finds beyond the fit's
+_SIGMAS = 4.0
 
 
 class Verdict(NamedTuple):
@@ -35,12 +37,17 @@ class Verdict(NamedTuple):
     num_draws: int
 
 
-def judge(log_w: np.ndarray) -> Verdict:
+def judge(log_w: np.ndarray, cover: Estimate | None = None) -> Verdict:
     """The verdict on log importance weights of fresh draws, shape (n,).
 
     "ok" needs k-hat below its threshold and an effective sample size of at least a tenth of the
     draws. "failed" means that the weights have no mean (k-hat of 1 or more), are not finite, or
     leave next to no effective draw; what lies between is "suspect".
+
+    Weights of the fit's own draws cannot see a part of the posterior where it draws nothing. With
+    `cover`, the evidence that draws of another proposal found, the fit is "suspect" too if that is
+    larger by more than a tenth and more than `_SIGMAS` standard errors: an unbiased estimate of the
+    evidence can be too low by chance or for want of draws, but hardly that much too high.
     """
     log_w = np.asarray(log_w, np.float64)
     n = log_w.size
@@ -68,7 +75,6 @@ def judge(log_w: np.ndarray) -> Verdict:
             "the weight, the fit differs from the posterior in its bulk."
         )
     hopeless = broken.any() or not smoothed.khat < 1.0 or fraction * n < 10
-    status = "ok" if not reasons else "failed" if hopeless else "suspect"
     finite = log_w[np.isfinite(log_w)]
     elbo = Estimate(math.nan, math.nan)
     if finite.size > 1:
@@ -76,6 +82,16 @@ def judge(log_w: np.ndarray) -> Verdict:
         if outside:
             elbo = Estimate(-math.inf, math.nan)
     evidence = Estimate(-math.inf, math.nan) if fraction == 0.0 else log_evidence(usable)
+    if cover is not None and not broken.any() and fraction > 0.0:
+        missed = cover.value - evidence.value
+        error = math.hypot(cover.standard_error, evidence.standard_error)
+        if missed > _MISSED and missed > _SIGMAS * error:
+            reasons.append(
+                f"the fit misses about {-100 * math.expm1(-missed):.0f}% of the posterior: draws of a "
+                f"mixture found from several starts put the log evidence at {cover}, the fit's own at "
+                f"{evidence}."
+            )
+    status = "ok" if not reasons else "failed" if hopeless else "suspect"
     return Verdict(
         status,
         tuple(reasons),
