@@ -69,7 +69,7 @@ class Case(NamedTuple):
     num_steps: int
 
 
-_coupling = ft.partial(vf.flows.coupling, num_layers=6, activation="tanh")
+_coupling = ft.partial(vf.flows.coupling, num_layers=6)
 CASES = {
     "corners, affine": Case(corners, lambda k: _coupling(k, 6, hidden=(64, 64)), 2000),
     "corners, spline": Case(

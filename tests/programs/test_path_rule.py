@@ -100,6 +100,35 @@ def test_functions_of_log_weights_have_first_less_second_derivatives(name, gradi
     np.testing.assert_allclose(value, total, rtol=1e-12)
 
 
+def test_dropping_the_score_is_biased_where_the_rule_is_not(key):
+    """The mean gradient of N(m, s) on a quartic: total, the rule, and naive sticking the landing.
+
+    The estimators are written out; that the language computes the second one is the test above.
+    """
+    m, s, n = -0.3, 0.5, 100_000
+    z = np.asarray(jax.random.normal(key, (n, K)))
+    x = m + s * z
+    w = -0.25 * x**4 + 0.5 * x + 0.5 * z**2 + np.log(s)
+    slope = -(x**3) + 0.5
+    along_path = np.stack([slope + z / s, z * (slope + z / s)], axis=-1)
+    total = np.stack([slope, z * slope + 1 / s], axis=-1)
+
+    @jit
+    def weights(w):
+        one = lambda F: jax.vmap(lambda w: (jax.grad(F)(w), jnp.diag(jax.hessian(F)(w))))
+        return {name: one(F)(w) for name, F in FUNCTIONS.items()}
+
+    for name, (first, second) in jax.tree.map(np.asarray, weights(w)).items():
+        mean = lambda weight, terms: (weight[..., None] * terms).sum(axis=1)
+        truth = mean(first, total)
+        for weight, biased in ((first - second, False), (first, name != "elbo")):
+            gap = mean(weight, along_path) - truth
+            se = gap.std(axis=0) / np.sqrt(n)
+            assert np.all(se < 0.02 * np.abs(truth.mean(axis=0)).max()), name
+            assert np.all(np.abs(gap.mean(axis=0)) < 4.5 * se) != biased, name
+            assert np.any(np.abs(gap.mean(axis=0)) > 10 * se) == biased, name
+
+
 def affine(loc, scale):
     loc = jnp.atleast_1d(loc)
     scale = jnp.broadcast_to(scale, loc.shape)
