@@ -43,6 +43,7 @@ def test_a_saved_stochastic_flow_comes_back(fitted, tmp_path):
     np.testing.assert_array_equal(again.sample(key, 5)["x"], fitted.sample(key, 5)["x"])
 
 
+@pytest.mark.slow
 def test_a_detached_layer_in_the_middle_is_refused_by_fit():
     blocks = [
         S.couplings(num_layers=2),

@@ -68,6 +68,7 @@ def gradients(num_steps, grad, num_keys, num_samples):
     return values.mean(axis=0), values.std(axis=0) / np.sqrt(num_keys)
 
 
+@pytest.mark.slow
 def test_gradients_through_accept_and_reject():
     """The score function is unbiased; straight-through is not, which keeps the check honest."""
     truth = np.asarray(jax.grad(exact)(START, 5))
@@ -220,6 +221,7 @@ def test_what_is_undefined_raises_and_names_the_remedy():
         vf.expect(mixed)(jax.random.key(0), flow)
 
 
+@pytest.mark.slow
 def test_importance_weighted_bounds_take_a_stochastic_flow():
     """Score-function layers among particles: finite gradients for every trainable leaf."""
     q = flow_of(AFFINE, S.MALA(num_steps=1, step_size=0.1, grad="score"),

@@ -70,6 +70,7 @@ def test_a_family_with_both_modes_is_not_accused():
     assert report.eubo is None
 
 
+@pytest.mark.slow
 def test_the_bounds_bracket_the_evidence():
     flow = vf.distributions.Flow(
         vf.distributions.Normal(1), vf.bijections.Affine(jnp.zeros(1), 1.2 * jnp.ones(1))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
 from vflow._core import stop_gradient
+from vflow.flows.stochastic import StochasticFlow
 
 
 def forward_kl(
@@ -23,8 +24,12 @@ def forward_kl(
     $-(\partial_\theta z)^\top \nabla_z [\log p(T(z)) + \log|\det \partial T| - \log q_0(z)]$. It has no
     variance at q = p, and is unbiased where the data are draws from p.
 
+    A stochastic flow has no exact density: each datum gets one reversed path, whose log estimate is low
+    on average, so that the value is a lower bound of the log likelihood (forward KL on paths).
+
     Args:
-        log_density: of the data, up to a constant; None for `gradient="total"`.
+        log_density: of the data, up to a constant; None for `gradient="total"`. Stochastic flows need
+            it.
         data: (n, *shape) draws.
         batch_size: number of data in a minibatch, drawn afresh for every key; None takes all.
         gradient: "total" or "path" (for a `Flow`).
@@ -54,6 +59,8 @@ def forward_kl(
     take = minibatches(data, batch_size)
 
     def estimate(key: PRNGKeyArray, q: Any) -> Array:
+        if isinstance(q, StochasticFlow):
+            return _along_reversed_paths(key, q, log_density, take)
         one = (
             (lambda x: q.log_prob(x)) if gradient == "total" else lambda x: _path(q, log_density, x)
         )
@@ -73,6 +80,15 @@ def minibatches(data: Array, batch_size: int | None) -> Callable[[PRNGKeyArray],
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or not 0 < batch_size <= n:
         raise ValueError(f"batch_size must be an integer in [1, {n}], got {batch_size!r}.")
     return lambda key: data[jax.random.choice(key, n, (batch_size,), replace=False)]
+
+
+def _along_reversed_paths(key: PRNGKeyArray, q: Any, log_density: Any, take: Any) -> Array:
+    if not callable(log_density):
+        raise ValueError("forward_kl: a stochastic flow depends on the target: pass log_density.")
+    key, key_paths = jax.random.split(key)
+    x = take(key)
+    keys = jax.random.split(key_paths, len(x))
+    return jnp.mean(jax.vmap(lambda key, x: q.estimate_log_q(key, x, log_density))(keys, x))
 
 
 def _path(q: Any, log_density: Any, x: Array) -> Array:

@@ -8,6 +8,8 @@ from vflow.flows.stochastic._langevin import Langevin as Langevin
 from vflow.flows.stochastic._metropolis import HMC as HMC
 from vflow.flows.stochastic._metropolis import MALA as MALA
 from vflow.flows.stochastic._metropolis import Metropolis as Metropolis
+from vflow.flows.stochastic._smc import Particles as Particles
+from vflow.flows.stochastic._smc import sequential_monte_carlo as sequential_monte_carlo
 from vflow.flows.stochastic._transition import AbstractTransition as AbstractTransition
 from vflow.flows.stochastic._underdamped import UnderdampedLangevin as UnderdampedLangevin
 
@@ -18,8 +20,10 @@ __all__ = [
     "ControlledLangevin",
     "Langevin",
     "Metropolis",
+    "Particles",
     "StochasticFlow",
     "Trajectory",
     "UnderdampedLangevin",
     "couplings",
+    "sequential_monte_carlo",
 ]

@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
-from vflow._core import Frozen, ProgramError
+from vflow._core import Frozen, ProgramError, stop_gradient
 from vflow._core._numerics import as_float
 from vflow.bijections import AbstractBijection
 from vflow.distributions import AbstractDistribution
+from vflow.flows.stochastic._langevin import ControlledLangevin, Langevin
 from vflow.flows.stochastic._metropolis import AbstractMetropolis
 from vflow.flows.stochastic._segment import Segment
-from vflow.flows.stochastic._transition import AbstractTransition, LogDensity, Tempered
+from vflow.flows.stochastic._transition import AbstractTransition, LogDensity, Tempered, noise
 from vflow.programs._frame import Frame, current_frame
 from vflow.programs._linearity import tag
 
@@ -275,6 +276,66 @@ class StochasticFlow(eqx.Module):
         _, (positions, increments) = self._thread(x, keys, target, None)
         return Trajectory(jnp.concatenate([x[None], positions]), increments, log_base)
 
+    def simulate_trajectory(
+        self, *, log_density: LogDensity, fixed: bool = False, name: str | None = None
+    ) -> Trajectory:
+        """`trajectory` inside an objective program, for objectives that train on given paths.
+
+        Args:
+            log_density: the target, unnormalised.
+            fixed: whether the increments and the base keep their derivatives at the given path,
+                as the log ratio of the two path densities; no derivative at all otherwise.
+            name: the site's name, from which its key is folded; None numbers it.
+
+        Raises:
+            ProgramError: `fixed` with layers other than Langevin ones: the law of a path through a
+                bijection or a leapfrog step has no density that their parameters could change.
+        """
+        frame = current_frame("StochasticFlow.simulate_trajectory")
+        name = frame.label("simulate") if name is None else name
+        key = frame.key_for(name, "simulate")
+        if not fixed:
+            return jax.lax.stop_gradient(stop_gradient(self).trajectory(key, log_density))
+        kinds = {type(layer) for segment in self.segments for layer in segment.layers}
+        other = kinds - {Langevin, ControlledLangevin}
+        if other:
+            raise ProgramError(
+                "a path has a density that parameters change at fixed positions for Langevin and "
+                f"ControlledLangevin only; here is {sorted(kind.__name__ for kind in other)}: use "
+                "vf.objectives.elbo()."
+            )
+        outer = stop_gradient(self.outer)
+        target = log_density if outer is None else _pulled_back(log_density, outer)
+        x, _, keys = self._start(key)
+        x = jax.lax.stop_gradient(x)
+        _, (positions, increments) = self._thread(x, keys, target, None, fixed=True)
+        return Trajectory(jnp.concatenate([x[None], positions]), increments, self.base.log_prob(x))
+
+    def stage(self, position: int, log_density: LogDensity) -> LogDensity:
+        """The log density that paths are heading for after `position` layers.
+
+        That of the layer, or of the next one with a temperature; the target itself after all layers.
+        Temperatures and base are constants in it.
+        """
+        target = log_density if self.outer is None else _pulled_back(log_density, self.outer)
+        if position == len(self.temperatures):
+            return target
+        return self._stage(self.stages[position], target)
+
+    @property
+    def stages(self) -> Array:
+        """The temperatures of `stage`, shape (layers + 1,): 0 before the first layer."""
+        schedule, found, following = self.schedule, [], jnp.ones_like(self.schedule, shape=())
+        for position in reversed(range(len(self.temperatures))):
+            if self.temperatures[position] != "none":
+                following = schedule[position]
+            found.append(following)
+        return jax.lax.stop_gradient(jnp.stack([jnp.zeros_like(following), *reversed(found)]))
+
+    def _stage(self, temperature: Array, target: LogDensity) -> LogDensity:
+        base = stop_gradient(self.base).log_prob
+        return Tempered(base, target, temperature, temperature)
+
     def _start(self, key: PRNGKeyArray) -> tuple[Array, Array, Array]:
         key_base, key_layers = jax.random.split(key)
         x, log_base = self.base.sample_and_log_prob(key_base)
@@ -296,7 +357,13 @@ class StochasticFlow(eqx.Module):
         return x, log_q, log_prob
 
     def _thread(
-        self, x: Array, keys: Array, target: LogDensity, choices: "_Choices | None"
+        self,
+        x: Array,
+        keys: Array,
+        target: LogDensity,
+        choices: "_Choices | None",
+        *,
+        fixed: bool = False,
     ) -> tuple[tuple[Array, Array, Array], tuple[Array, Array]]:
         """All layers: ((end, sum of dS, log prob of decisions), (positions, increments))."""
         number = iter(range(len(self.segments)))
@@ -314,6 +381,9 @@ class StochasticFlow(eqx.Module):
                     log_prob = log_prob + scores
                 else:
                     choices.weigh(scores)
+            elif fixed:
+                eps = noise(key, layer.num_steps, x)
+                y, dS, _ = layer.forward_along(eps, x, density, fixed=True)
             else:
                 y, dS = layer.forward(key, x, density)
             return (y, total + dS, log_prob), (y, dS)
