@@ -1,9 +1,42 @@
 """The affine coupling transform with a bounded log-scale."""
 
+import functools as ft
 import math
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+# arctan(u)/u in powers of u^2 on [0, 1], a weighted least-squares fit: relative error 1.5e-8.
+_ARCTAN = (
+    0.999999985,
+    -0.333330733,
+    0.199926191,
+    -0.14203642,
+    0.106409244,
+    -0.0750427401,
+    0.0426912759,
+    -0.0160684789,
+    0.00284985202,
+)
+
+
+@jax.custom_jvp
+def _arctan(x: Array) -> Array:
+    """The arctangent; on a CPU, XLA calls a scalar routine for it that takes five times as long."""
+    if x.dtype != jnp.float32:
+        return jnp.arctan(x)
+    size = jnp.abs(x)
+    u = jnp.minimum(size, 1 / size)
+    series = ft.reduce(lambda total, c: total * (u * u) + c, reversed(_ARCTAN), jnp.zeros_like(u))
+    angle = jnp.where(size > 1, math.pi / 2 - series * u, series * u)
+    return jnp.where(x < 0, -angle, angle)
+
+
+@_arctan.defjvp
+def _arctan_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    (x,), (moved,) = primals, tangents
+    return _arctan(x), moved / (1 + x * x)
 
 
 def soft_clamp(raw: Float[Array, "*s"], lower: float, upper: float) -> Float[Array, "*s"]:
@@ -36,7 +69,7 @@ def soft_clamp(raw: Float[Array, "*s"], lower: float, upper: float) -> Float[Arr
         Andrade 2024 (arXiv 2402.16408), the asymmetric soft clamp.
     """
     alpha = jnp.where(raw >= 0, upper, -lower).astype(raw.dtype)
-    return (2 / math.pi) * alpha * jnp.arctan(raw / alpha)
+    return (2 / math.pi) * alpha * _arctan(raw / alpha)
 
 
 def affine_coupling_forward(

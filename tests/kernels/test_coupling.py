@@ -20,6 +20,20 @@ def test_soft_clamp_is_the_papers_formula():
     assert (slope(jnp.asarray(raw)) > 0).all()
 
 
+def test_soft_clamp_in_float32_is_as_exact_as_the_type():
+    """It has an arctangent of its own there: relative error, sign, ends and not-a-number."""
+    raw = np.concatenate([np.linspace(-6, 6, 20001), np.logspace(-37, 38, 3001)]).astype(np.float32)
+    clamped = np.asarray(vk.soft_clamp(jnp.asarray(raw), -2.0, 2.0), np.float64)
+    expected = 4 / np.pi * np.arctan(raw.astype(np.float64) / 2)
+    np.testing.assert_allclose(clamped, expected, rtol=4e-7)
+    assert (np.diff(clamped[:20001]) >= -3e-7).all()
+    ends = vk.soft_clamp(jnp.array([-jnp.inf, jnp.inf, jnp.nan], jnp.float32), -2.0, 2.0)
+    np.testing.assert_allclose(ends, [-2.0, 2.0, jnp.nan], rtol=4e-7)
+    slope = jax.vmap(jax.grad(lambda s: vk.soft_clamp(s, -2.0, 2.0)))(jnp.asarray(raw[::50]))
+    exact = 2 / np.pi / (1 + (raw[::50].astype(np.float64) / 2) ** 2)
+    np.testing.assert_allclose(slope, exact, rtol=1e-6, atol=1e-37)
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 def test_coupling_at_extreme_inputs(dtype):
     """Finite and invertible to relative precision over thirty orders of magnitude."""
