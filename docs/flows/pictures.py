@@ -300,6 +300,66 @@ def residual() -> None:
     _ring_by_elbo(flow, "residual flow")
 
 
+def spline() -> None:
+    """Four modes by affine and by spline couplings of one size."""
+    row = axes(3, ("target", "affine, 4 layers", "spline, 4 layers"))
+    density(row[0], four_modes, 3)
+    for ax, transformer in ((row[1], "affine"), (row[2], "spline")):
+        options = {"transformer": transformer, "num_layers": 4, "hidden": (16,)}
+        start = vf.flows.coupling(jax.random.key(0), 2, **options)
+        density(ax, fit(start, four_modes, 1000).log_prob, 3)
+
+
+def tanh_mixture() -> None:
+    """One map, its slope, and four modes fitted."""
+    titles = ("one map", "its slope", "4 layers, fitted")
+    _, row = plt.subplots(1, 3, figsize=(7.8, 2.8), layout="constrained")
+    mixture = vf.bijections.TanhMixture(3)
+    params = jnp.array([0.0, 0.0, 2.0, -3.0, 2.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0])
+    x = jnp.linspace(-4, 4, 201)
+    y, log_slope = jax.vmap(lambda x: mixture.forward(x, params))(x)
+    row[0].plot(x, y, lw=1)
+    row[1].plot(x, jnp.exp(log_slope), lw=1)
+    options = {"transformer": vf.bijections.TanhMixture(4), "num_layers": 4, "hidden": (16,)}
+    start = vf.flows.coupling(jax.random.key(0), 2, **options)
+    density(row[2], fit(start, four_modes, 1000).log_prob, 3)
+    for ax, title in zip(row, titles, strict=True):
+        ax.set_title(title, fontsize=9)
+    row[2].set_xticks([])
+    row[2].set_yticks([])
+
+
+def shared_trunk() -> None:
+    """Parameters of stacks with and without a shared trunk, and what the shared one fits."""
+    _, row = plt.subplots(1, 3, figsize=(7.8, 2.8), layout="constrained")
+    options = {"hidden": (64, 64)}
+    depths = (2, 4, 8, 16, 32)
+    for label, shared in (("own networks", False), ("shared trunk", True)):
+        counts = []
+        for num_layers in depths:
+            make = lambda key, n=num_layers, shared=shared: vf.flows.coupling(
+                key, 4, num_layers=n, shared_trunk=shared, **options
+            )
+            flow = eqx.filter_eval_shape(make, jax.random.key(0))
+            leaves = jax.tree.leaves(vf.params(flow.bijection.layers[0]))
+            counts.append(sum(leaf.size for leaf in leaves))
+        row[0].loglog(depths, counts, "o-", ms=3, lw=1, label=label)
+    row[0].set_xticks(depths, depths)
+    row[0].minorticks_off()
+    row[0].legend(fontsize=7)
+    start = vf.flows.coupling(
+        jax.random.key(0), 2, num_layers=8, hidden=(32, 32), shared_trunk=True
+    )
+    density(row[1], ring)
+    density(row[2], fit(start, ring).log_prob)
+    titles = ("parameters by layers, d = 4", "target", "8 layers, shared trunk")
+    for ax, title in zip(row, titles, strict=True):
+        ax.set_title(title, fontsize=9)
+    for ax in row[1:]:
+        ax.set_xticks([])
+        ax.set_yticks([])
+
+
 def main(names: list[str]) -> None:
     """Draw the named pictures, or all."""
     plt.rcParams["svg.hashsalt"] = "vflow"
