@@ -21,6 +21,7 @@ from vflow.fit import DensityFit as DensityFit
 from vflow.fit import Maximum as Maximum
 from vflow.fit import Posterior as Posterior
 from vflow.fit import Progress as Progress
+from vflow.fit import Refined as Refined
 from vflow.fit import fit as fit
 from vflow.fit import fit_density as fit_density
 from vflow.fit import load as load
@@ -69,6 +70,7 @@ __all__ = [
     "Program",
     "ProgramError",
     "Progress",
+    "Refined",
     "Strategy",
     "Target",
     "apply_updates",

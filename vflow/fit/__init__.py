@@ -8,6 +8,7 @@ from vflow.fit._loop import Progress as Progress
 from vflow.fit._maximize import Maximum as Maximum
 from vflow.fit._maximize import maximize as maximize
 from vflow.fit._posterior import Posterior as Posterior
+from vflow.fit._refine import Refined as Refined
 from vflow.fit._summary import Summary as Summary
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Maximum",
     "Posterior",
     "Progress",
+    "Refined",
     "Summary",
     "fit",
     "fit_density",
