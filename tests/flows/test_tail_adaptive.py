@@ -63,14 +63,29 @@ def test_df_is_trainable_and_light_has_no_leaf():
     assert len(jax.tree.leaves(vf.params(base))) == 1
 
 
+def test_autoregressive_layers_keep_the_order_too():
+    flow = vf.flows.tail_adaptive(
+        jax.random.key(0), 5, df=DF, conditioner="autoregressive", num_layers=2, hidden=(6,)
+    )
+    trained, static = partition(flow.bijection)
+    rng = np.random.default_rng(0)
+    moved = combine(jax.tree.map(lambda a: a + 0.3 * rng.normal(size=a.shape), trained), static)
+    forward = lambda x: moved.forward_and_log_det(x)[0]
+    x = jnp.array([3.0, 0.2, -1e3, -0.7, 1.1])
+    jacobian = np.asarray(jax.jit(jax.jacfwd(forward))(x))
+    assert not jacobian[np.ix_(LIGHT, HEAVY)].any()
+    assert jacobian[np.ix_(HEAVY, LIGHT)].all() and jacobian[np.ix_(HEAVY, HEAVY)].all()
+
+
 @pytest.mark.parametrize(
     ("options", "error", "match"),
     [
         ({"df": jnp.ones(3)}, ValueError, "df has shape"),
         ({"df": 0.1}, ValueError, "df must"),
         ({"df": 3.0, "num_layers": 0}, ValueError, "num_layers"),
+        ({"df": 3.0, "conditioner": "dense"}, ValueError, "conditioner"),
     ],
-    ids=["shape", "small", "layers"],
+    ids=["shape", "small", "layers", "conditioner"],
 )
 def test_bad_arguments_are_named(options, error, match):
     with pytest.raises(error, match=match):

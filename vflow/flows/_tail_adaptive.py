@@ -10,6 +10,7 @@ from vflow.bijections import (
     AbstractTransformer,
     BlockLU,
     Chain,
+    MaskedAutoregressive,
     Permute,
     TailCoupling,
 )
@@ -25,6 +26,7 @@ def tail_adaptive(
     *,
     df: ArrayLike,
     trainable_df: bool = True,
+    conditioner: str = "coupling",
     transformer: str | AbstractTransformer = "affine",
     num_layers: int = 8,
     hidden: tuple[int, ...] = (32, 32),
@@ -35,7 +37,8 @@ def tail_adaptive(
 
     Marginally tail-adaptive: a base of independent normal (infinite df) and Student-t coordinates,
     and layers through which a heavy coordinate never reaches a light one. Each layer is a
-    `TailCoupling`, a `BlockLU` and a permutation inside the two groups, light and heavy; a free
+    `TailCoupling` or, with `conditioner="autoregressive"`, a `MaskedAutoregressive` with the light
+    coordinates first, then a `BlockLU` and a permutation inside the two groups, light and heavy; a free
     elementwise affine map follows. It starts at its base. With `trainable_df` the degrees of freedom
     are trained from `df` on (mTAF), else fixed (its variant with a fixed df); all infinite, or none,
     is fine.
@@ -51,6 +54,9 @@ def tail_adaptive(
         df: degrees of freedom of each coordinate, shape `(dim,)`, infinite for a light one; or one
             number for all.
         trainable_df: whether the finite df are trained.
+        conditioner: "coupling", whose networks see heavy coordinates through arcsinh; or
+            "autoregressive", which sees them as they are, as published, and draws in one pass
+            (the density of other points takes dim steps).
         transformer: "affine", or a transformer object with a bounded slope.
         num_layers: number of layers; 2 transform every coordinate once.
         hidden: widths of each network's hidden layers.
@@ -81,6 +87,10 @@ def tail_adaptive(
     df = jnp.asarray(df, float)
     if df.shape not in ((), (dim,)):
         raise ValueError(f"tail_adaptive: df has shape {df.shape}, expected () or ({dim},).")
+    if conditioner not in ("coupling", "autoregressive"):
+        raise ValueError(
+            f'tail_adaptive: conditioner must be "coupling" or "autoregressive", got {conditioner!r}.'
+        )
     base = StudentT(jnp.broadcast_to(df, (dim,)), trainable=trainable_df)
 
     heavy = np.isin(np.arange(dim), base.heavy)
@@ -94,8 +104,11 @@ def tail_adaptive(
     }
 
     def make_layer(key: PRNGKeyArray, permutation: Array) -> AbstractBijection:
-        couple = TailCoupling(key, *sizes, **options)
-        return Chain([couple, *([BlockLU(sizes)] if dim > 1 else []), Permute(permutation)])
+        if conditioner == "coupling":
+            layer = TailCoupling(key, *sizes, **options)
+        else:
+            layer = MaskedAutoregressive(key, dim, **options)
+        return Chain([layer, *([BlockLU(sizes)] if dim > 1 else []), Permute(permutation)])
 
     layers = stack(make_layer, key, num_layers, _permutations(sizes, num_layers))
     ungroup = Permute(np.argsort(grouped))
