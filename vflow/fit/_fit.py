@@ -21,13 +21,14 @@ from vflow.fit._checks import (
     check_count,
     check_optimizer,
 )
+from vflow.fit._coordinates import choose_coordinates
 from vflow.fit._draws import Drawer, extra
 from vflow.fit._dtype import cast, default_dtype, scope
 from vflow.fit._guide import GuideDistribution, make_guide, name_of
 from vflow.fit._loop import Ascent, LoopState, Progress
 from vflow.fit._mixing import Mixed, mixed
 from vflow.fit._posterior import Posterior
-from vflow.fit._precondition import Gaussian, fit_gaussian
+from vflow.fit._precondition import Gaussian
 from vflow.fit._recipe import (
     NUM_SAMPLES,
     NUM_STEPS,
@@ -45,7 +46,7 @@ from vflow.fit._verdict import Verdict, judge
 from vflow.fit._warm_start import warm_start
 from vflow.flows.stochastic import StochasticFlow
 from vflow.programs import expect, value_and_grad
-from vflow.targets import Target, preflight, site_table
+from vflow.targets import Target, decentre, preflight, site_table
 from vflow.targets import target as make_target
 
 _VERDICT_DRAWS = 16384
@@ -100,7 +101,9 @@ def fit(
         optimizer: an optax transformation; clipped Adam with cosine decay by default.
         num_steps: gradient steps; 2000 by default, then also up to twice more if needed.
         num_samples: draws behind each gradient; 128 by default.
-        precondition: "auto" fits the affine layer; None leaves it out; or a bijection to use.
+        precondition: "auto" fits the affine layer, after a change of coordinates where that helps: sites
+            of a NumPyro model whose scale depends on other sites are decentred. None leaves both
+            out; or a bijection to use.
         progress: whether to show a progress bar.
         callback: called with a `Progress` after every 100 steps; a true value stops training.
         checkpoint: path of a file written every 100 steps; the same call goes on from it.
@@ -188,7 +191,7 @@ class _Run:
         """Start, preconditioner, float type, flow, gradient rule: everything before training."""
         began = time.monotonic()
         settled = None if file is None else file.settings()
-        gaussian, cover, notes = None, None, []
+        gaussian, cover, decentred, notes = None, None, (), []
         of_guide = isinstance(flow, GuideDistribution)
         if self.optimizer is None:
             self.optimizer = default_optimizer(self.num_steps, _GUIDE_RATE if of_guide else None)
@@ -202,6 +205,7 @@ class _Run:
                 )
         if settled is not None:
             dtype, notes = settled["dtype"], settled["notes"]
+            self.target = decentre(self.target, tuple(settled["decentred"]))
             bent = settled["start"] == "cover"
             if settled["preconditioner"] == "gaussian":
                 zeros, eye = np.zeros(self.target.dim), np.tril(np.ones((self.target.dim,) * 2))
@@ -210,7 +214,14 @@ class _Run:
                 )
         else:
             if precondition == "auto":
-                gaussian = fit_gaussian(self.target, self.keys["gaussian"])
+                self.target, gaussian, decentred = choose_coordinates(
+                    self.target, self.keys["gaussian"]
+                )
+                if decentred:
+                    notes.append(
+                        f"Sites {list(decentred)} are fitted decentred, (value - location) / scale: the "
+                        "posterior is nearer to a Gaussian so."
+                    )
             cover = covering(gaussian)
             bent = cover is not None
             if gaussian is not None and cover is not None:
@@ -254,6 +265,7 @@ class _Run:
                 gaussian is not None and np.count_nonzero(gaussian.tril) > self.target.dim
             ),
             "origin": gaussian.origin if gaussian else None,
+            "decentred": list(decentred),
             "start": "cover" if bent else None,
             "cover_evidence": gaussian.witness() if gaussian else None,
             "gaussian_elbo": gaussian.elbo if gaussian else None,

@@ -6,6 +6,8 @@ from typing import Any
 from vflow.fit._guide import make_guide
 from vflow.fit._posterior import Posterior
 from vflow.fit._record import read_record
+from vflow.fit._save import read_file
+from vflow.targets import decentre
 from vflow.targets import target as as_target
 
 
@@ -41,5 +43,7 @@ def load(
     target = as_target(program)
     if guide is not None:
         flow = make_guide(guide, params, target)
+    decentred = read_file(path, "posterior")[0]["settings"].get("decentred", [])
+    target = decentre(target, tuple(decentred))
     flow, verdict, history, settings = read_record(path, target, flow)
     return Posterior(flow, target, verdict, history, settings)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
+import numpyro.distributions as dist
 import numpyro.handlers as handlers
 from jaxtyping import Array, PRNGKeyArray
 from numpyro.distributions.transforms import IdentityTransform, IndependentTransform
@@ -26,18 +27,30 @@ class NumpyroSpace(AbstractSpace):
     The bijection $T$ of a site may depend on the sites before it: it is built anew in every run
     from the support that the model gives it there.
 
+    A decentred site has the coordinates $z = (u - m) / s$ with $u$ the unconstrained value, $m$ and
+    $s$ the location and scale (or $L^{-1}(u - m)$ with a Cholesky factor) that the sites before it
+    give it.
+
     Args:
         program: the model with its data.
         latent: sites that are latent on purpose although their data could have been passed.
+        decentred: sites in coordinates free of their location and scale.
     """
 
     program: NumpyroProgram
+    latent: tuple[str, ...] = eqx.field(static=True)
+    decentred: tuple[str, ...] = eqx.field(static=True)
     sites: tuple[Site, ...] = eqx.field(static=True)
     dims: tuple[tuple[str, Dims], ...] = eqx.field(static=True)
     validate: bool = eqx.field(static=True)
 
-    def __init__(self, program: NumpyroProgram, latent: tuple[str, ...] = ()):
-        self.program = program
+    def __init__(
+        self,
+        program: NumpyroProgram,
+        latent: tuple[str, ...] = (),
+        decentred: tuple[str, ...] = (),
+    ):
+        self.program, self.latent, self.decentred = program, latent, decentred
         self.sites, self.dims, self.validate = survey(program.call, latent)
 
     def _run(self, substitute_fn: Callable[[Any], Any], key: PRNGKeyArray | None = None) -> Trace:
@@ -56,7 +69,7 @@ class NumpyroSpace(AbstractSpace):
             name = site["name"]
             if name not in free or not is_latent(site):
                 return None
-            value, log_det = _constrain_site(site, free[name])
+            value, log_det = _constrain_site(site, free[name], name in self.decentred)
             if log_det is None:
                 return value
             if "_scan_current_index" in site["infer"]:  # inside a scan a sum would leak
@@ -93,12 +106,14 @@ class NumpyroSpace(AbstractSpace):
 
     def unconstrain(self, values: dict[str, Array]) -> Array:
         """Through the inverse bijections, built along the way."""
-        trace = self._run(lambda site: values.get(site["name"]))
-        free = {}
+        return self._free(self._run(lambda site: values.get(site["name"])), values)
+
+    def _free(self, trace: Trace, values: dict[str, Array]) -> Array:
         with running_model(self.program.call.model):
-            for site in self.sites:
-                transform = transform_of(site.name, trace[site.name]["fn"].support)
-                free[site.name] = transform.inv(values[site.name])
+            free = {
+                name: _unconstrain_site(trace[name], values[name], name in self.decentred)
+                for name in (site.name for site in self.sites)
+            }
         return join(self.sites, free)
 
     def prior_draws(self, key: PRNGKeyArray, n: int) -> Array:
@@ -112,13 +127,17 @@ class NumpyroSpace(AbstractSpace):
         def one(key):
             key, spare = jax.random.split(key)
             trace = self._run(lambda s: _prior_value(s) if s["name"] in names else None, key)
-            free = {s.name: _unconstrain_site(trace[s.name]) for s in self.sites}
-            x = join(self.sites, free)
+            x = self._free(trace, {name: trace[name]["value"] for name in names})
             return jnp.where(jnp.isfinite(x), x, jax.random.normal(spare, x.shape, x.dtype))
 
         # This generator compiles in half the time, which is nearly all that these draws cost.
         data = jax.random.bits(key, (n, 4), "uint32")
         return jax.jit(jax.vmap(one))(jax.random.wrap_key_data(data, impl="unsafe_rbg"))
+
+    def hierarchical(self, x: Array) -> dict[str, Array]:
+        """The scale of each site that could be decentred, at an unconstrained point."""
+        scales = {name: _location_scale(site) for name, site in self._push(x)[0].items()}
+        return {name: jnp.asarray(found[1]) for name, found in scales.items() if found is not None}
 
     def observed(self) -> dict[str, Array]:
         """The data by observed site, where it does not depend on a latent."""
@@ -154,23 +173,81 @@ def _in_default_precision(arguments):
     return jax.tree.map(promote, arguments)
 
 
-def _constrain_site(site, free):
+def _location_scale(site):
+    """Location and scale of the unconstrained value of a latent site, None where it has none.
+
+    The scale of a multivariate normal is its Cholesky factor. Sites inside a scan are left alone.
+    """
+    if not is_latent(site) or "_scan_current_index" in site["infer"]:
+        return None
+    fn = _innermost(site)
+    if type(fn) is dist.MultivariateNormal:
+        return fn.loc, fn.scale_tril
+    return (fn.loc, fn.scale) if type(fn) in _LOCATION_SCALE else None
+
+
+def _innermost(site):
+    fn = site["fn"]
+    while isinstance(fn, dist.Independent | dist.ExpandedDistribution):
+        fn = fn.base_dist
+    return fn
+
+
+_LOCATION_SCALE = (
+    dist.Normal,
+    dist.StudentT,
+    dist.Cauchy,
+    dist.Laplace,
+    dist.Logistic,
+    dist.Gumbel,
+    dist.LogNormal,
+)
+
+
+def _centre(site, free):
+    """Back from the coordinates of a decentred site, and the log-Jacobian."""
+    loc, scale = _location_scale(site)
+    if type(_innermost(site)) is dist.MultivariateNormal:
+        moved = loc + jnp.squeeze(scale @ free[..., None], -1)
+        log_scale = jnp.log(jnp.diagonal(scale, axis1=-2, axis2=-1))
+    else:
+        moved, log_scale = loc + scale * free, jnp.log(scale)
+    return moved, jnp.broadcast_to(log_scale, free.shape)
+
+
+def _constrain_site(site, free, decentred):
     """A site's value from its unconstrained one, and the log-Jacobian (None where it is 0)."""
     transform = transform_of(site["name"], site["fn"].support)
     index = site["infer"].get("_scan_current_index")
     if index is not None and jnp.ndim(free) > len(transform.inverse_shape(site_shape(site))):
         free = free[index]
+    log_det = None
+    if decentred:
+        free, log_det = _centre(site, free)
     base = transform
     while isinstance(base, IndependentTransform):
         base = base.base_transform
     if isinstance(base, IdentityTransform):
-        return free, None
+        return free, log_det
     value = transform(free)
-    return value, transform.log_abs_det_jacobian(free, value)
+    inner = transform.log_abs_det_jacobian(free, value)
+    return value, inner if log_det is None else inner + sum_rightmost(
+        log_det, jnp.ndim(log_det) - jnp.ndim(inner)
+    )
 
 
-def _unconstrain_site(site):
-    return transform_of(site["name"], site["fn"].support).inv(site["value"])
+def _unconstrain_site(site, value, decentred):
+    """A site's coordinates from its value."""
+    free = transform_of(site["name"], site["fn"].support).inv(value)
+    if not decentred:
+        return free
+    loc, scale = _location_scale(site)
+    if type(_innermost(site)) is not dist.MultivariateNormal:
+        return (free - loc) / scale
+    scale = jnp.broadcast_to(scale, (*free.shape, free.shape[-1]))
+    return jnp.squeeze(
+        jax.scipy.linalg.solve_triangular(scale, (free - loc)[..., None], lower=True), -1
+    )
 
 
 def _prior_value(site):
