@@ -23,6 +23,7 @@ _ENOUGH = 0.3  # effective fraction of the draws of two rounds in a row that end
 _TRUSTED = 0.05  # effective fraction of the fresh draws
 _DF = 5.0  # of the Student-t components that are drawn from
 _DEFENSIVE = 0.1  # share of the draws from one wide component
+_FAR = 1e-4  # of the mass of a Gaussian lies farther out than what counts as outside
 _TEMPERED = 0.1  # weights are flattened to at least this effective fraction while parts are moved
 
 
@@ -57,9 +58,9 @@ class Cover(NamedTuple):
         return loc, np.linalg.cholesky((weights * shifted.T) @ shifted)
 
     def outside(self, loc: np.ndarray, tril: np.ndarray) -> float:
-        """The share of the target's mass that a Gaussian leaves in its outermost 1e-4."""
+        """The share of the target's mass where a Gaussian has its outermost 1e-4."""
         white = np.linalg.solve(tril, (self.points - loc).T)
-        far = (white**2).sum(axis=0) > chi2.isf(1e-4, len(loc))
+        far = (white**2).sum(axis=0) > chi2.isf(_FAR, len(loc))
         return float(self.weights()[far].sum())
 
 
@@ -95,6 +96,12 @@ class _Mixture(NamedTuple):
         noise = rng.standard_normal((n, self.locs.shape[1]))
         noise /= np.sqrt(rng.chisquare(_DF, n) / _DF)[:, None]
         return self.locs[part] + np.einsum("nij,nj->ni", self.trils[part], noise)
+
+
+def apart(x: np.ndarray, parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> bool:
+    """Whether a point (dim,) lies far outside every one of the Gaussians."""
+    squares = [np.sum(np.linalg.solve(tril, x - loc) ** 2) for loc, tril in parts]
+    return bool(min(squares) > chi2.isf(_FAR, len(x)))
 
 
 def find_cover(

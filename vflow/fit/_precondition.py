@@ -10,7 +10,7 @@ from jaxtyping import PRNGKeyArray
 from scipy.optimize import minimize
 
 from vflow._core import FitError
-from vflow.fit._cover import MAX_DIM, Cover, find_cover
+from vflow.fit._cover import MAX_DIM, Cover, apart, find_cover
 from vflow.fit._dtype import scope
 from vflow.targets import Target, site_table
 
@@ -109,8 +109,9 @@ def fit_gaussian(target: Target, key: PRNGKeyArray) -> Gaussian:
     Above 200 coordinates the Gaussian is diagonal and the diagonal of $W$ is estimated along random
     signs.
 
-    Up to 25 coordinates, a mixture that starts from the Gaussians of all starts is adapted to the
-    target; its weighted draws show mass that the best Gaussian, and a flow that grows from it, miss.
+    Up to 25 coordinates, a mixture that starts from all these Gaussians, and from the modes that
+    a dozen more starts lead to, is adapted to the target. Its weighted draws show mass that the
+    best Gaussian, and a flow that grows from it, would miss.
 
     Args:
         target: the unconstrained log density.
@@ -133,7 +134,7 @@ def fit_gaussian(target: Target, key: PRNGKeyArray) -> Gaussian:
         climber = _Climber(density, draws)
         racers = [
             (name, state)
-            for name, loc, tril in _candidates(density, starts)
+            for name, loc, tril in _candidates(density, starts[:_NUM_STARTS])
             if (state := climber.start(loc, tril)) is not None
         ]
         if not racers:
@@ -156,13 +157,17 @@ def fit_gaussian(target: Target, key: PRNGKeyArray) -> Gaussian:
         if target.dim > MAX_DIM:
             return found
         parts = [(state.loc, state.dense_tril()) for _, state in [(origin, best), *rivals]]
+        for start in starts[_NUM_STARTS:]:  # modes that the race has not seen
+            mode = _climb_to_mode(density, start)
+            if apart(mode, parts):
+                parts.append((mode, _curvature_root(density, mode, 1e-2)))
         seed = np.asarray(jax.random.key_data(jax.random.fold_in(draw_key, 1)))
         cover = find_cover(lambda x: density.many(x)[0], parts, np.random.default_rng(seed))
         return found._replace(cover=cover)
 
 
 def _starts(target: Target, density: _Density, key: PRNGKeyArray) -> list[np.ndarray]:
-    """The origin and draws from the prior, as far as log density and gradient are finite there."""
+    """The origin, draws from the prior and near points, where density and gradient are finite."""
     prior_key, near_key = jax.random.split(key)
     prior = np.asarray(target.prior_draws(prior_key, 8), np.float64)
     near = np.asarray(jax.random.uniform(near_key, (8, target.dim), minval=-2.0, maxval=2.0))
@@ -177,7 +182,7 @@ def _starts(target: Target, density: _Density, key: PRNGKeyArray) -> list[np.nda
             "points (the origin, prior draws, uniform draws); at the origin, by site:\n"
             + site_table(target, points[0])
         )
-    return list(points[usable][:_NUM_STARTS])
+    return list(points[usable])
 
 
 def _candidates(density: _Density, starts: list[np.ndarray]):
