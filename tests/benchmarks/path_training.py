@@ -30,7 +30,6 @@ from vflow._core import combine, partition
 from vflow.fit._loop import Ascent
 from vflow.fit._mixing import mixed
 from vflow.programs._frame import mixing
-from vflow.programs._mixing import share_of
 
 GRADIENTS = ("total", "path", "auto")
 EVEN_FIRST = np.argsort(np.indices((6, 6)).sum(axis=0).ravel() % 2, kind="stable")
@@ -112,16 +111,20 @@ def trainer(make, estimate, num_steps, *, auto=False):
     def train(seed):
         key, key_flow = jax.random.split(jax.random.key(seed))
         start = partition(make(key_flow))[0]
-        snapshots, began = [Snapshot(0, 0.0, start, 1.0)], time.process_time()
+        snapshots = []
 
         def save(state):
             jax.block_until_ready(state.params)
-            moments = state.optimizer_state[1] if auto else (jnp.zeros(()), jnp.zeros(()))
             seconds = time.process_time() - began
-            snapshots.append(Snapshot(state.step, seconds, state.params, float(share_of(*moments))))
+            share = float(state.optimizer_state[1].share()) if auto else 1.0
+            snapshots.append(Snapshot(state.step, seconds, state.params, share))
 
+        began = time.process_time()
+        ascent.run(key, start, 1, save=save)  # for the coefficient of the first step
+        first = Snapshot(0, 0.0, start, snapshots.pop().share)
+        began = time.process_time()
         ascent.run(key, start, num_steps, save=save)
-        return snapshots
+        return [first, *snapshots]
 
     return train, static
 

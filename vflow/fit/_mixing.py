@@ -17,8 +17,26 @@ _START = 200
 _KEEP = 0.8  # how much of the running average a measurement leaves
 
 
+class Average(NamedTuple):
+    """Running averages of the moments that make the coefficient, in units of `scale`.
+
+    Attributes:
+        covariance: of total gradient and control variate.
+        variance: of the control variate.
+        scale: its recent size: moments of noisy first steps would outweigh those of later ones.
+    """
+
+    covariance: Array
+    variance: Array
+    scale: Array
+
+    def share(self) -> Array:
+        """The coefficient."""
+        return share_of(self.covariance, self.variance)
+
+
 class Mixed(NamedTuple):
-    """An optimizer whose state carries the average that makes the coefficient, too."""
+    """An optimizer whose state carries an `Average`, too."""
 
     init: Callable[[Any], Any]
     update: Callable[..., Any]
@@ -29,7 +47,7 @@ def mixed(optimizer: optax.GradientTransformation) -> Mixed:
 
     def init(params):
         zero = jnp.zeros(())
-        return optimizer.init(params), (zero, zero)
+        return optimizer.init(params), Average(zero, zero, zero)
 
     return Mixed(init, optimizer.update)
 
@@ -42,12 +60,14 @@ def uses_auto(estimate: Callable[[], Any]) -> bool:
 
 
 def measured(
-    value_and_grad: Callable[..., Any], key: Any, index: Array, params: Any, inputs: tuple, old: Any
-) -> tuple[Array, Array]:
-    """The running average, now and then with a measurement on two minibatches of their own.
-
-    It is one of ratios, not of moments: those of the noisy first steps would outweigh later ones.
-    """
+    value_and_grad: Callable[..., Any],
+    key: Any,
+    index: Array,
+    params: Any,
+    inputs: tuple,
+    old: Average,
+) -> Average:
+    """The average, now and then with a measurement on two minibatches of their own."""
 
     def measure():
         keys = jax.random.split(jax.random.fold_in(key, 1), 2)
@@ -58,20 +78,20 @@ def measured(
 
         both = jax.vmap(jax.vmap(gradient, (None, 0)), (0, None))(keys, jnp.array([0.0, 1.0]))
         total, path = (jax.tree.map(lambda leaf, i=i: leaf[:, i], both) for i in (0, 1))
-        covariance, variance = moments(total, path)
-        share = share_of(covariance, variance)
-        sound = jnp.isfinite(share) & (variance > 0)
-        fresh = (-share, jnp.ones_like(share))
-        return tuple(
-            jnp.where(sound, _KEEP * a + (1 - _KEEP) * b.astype(a.dtype), a)
-            for a, b in zip(old, fresh, strict=True)
-        )
+        covariance, variance = (m.astype(old.scale.dtype) for m in moments(total, path))
+        scale = jnp.where(old.scale > 0, _KEEP * old.scale + (1 - _KEEP) * variance, variance)
+        sound = jnp.isfinite(covariance) & jnp.isfinite(variance) & (scale > 0)
+        size = jnp.where(sound, scale, 1.0)
+        fresh = Average(covariance / size, variance / size, scale)
+        mean = jax.tree.map(lambda a, b: _KEEP * a + (1 - _KEEP) * b, old, fresh)
+        mean = mean._replace(scale=scale)
+        return jax.tree.map(lambda new, old: jnp.where(sound, new, old), mean, old)
 
     early = (index < _START) & (index % _EARLY == 0)
     return jax.lax.cond(early | (index % _PERIOD == 0), measure, lambda: old)
 
 
-def at_share(value_and_grad: Callable[..., Any], average: Any, *args: Any) -> Any:
-    """`value_and_grad(*args)` with the coefficient that the running average makes."""
-    with mixing(share_of(*average)):
+def at_share(value_and_grad: Callable[..., Any], average: Average, *args: Any) -> Any:
+    """`value_and_grad(*args)` with the coefficient that the average makes."""
+    with mixing(average.share()):
         return value_and_grad(*args)
