@@ -1,7 +1,5 @@
 """Coupling layers that share the trunk of their conditioner."""
 
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -9,7 +7,7 @@ from jaxtyping import Array, Int, PRNGKeyArray
 
 from vflow._core._mlp import _ACTIVATIONS, MLP
 from vflow.bijections._bijection import AbstractBijection
-from vflow.bijections._chain import Chain
+from vflow.bijections._chain import Chain, Scan
 from vflow.bijections._checks import check_dim, condition_shape
 from vflow.bijections._coupling import Coupling
 from vflow.bijections._permute import Permute
@@ -129,47 +127,35 @@ class SharedCoupling(AbstractBijection):
         keys = jax.random.split(layer_key, permutations.shape[0])
         self.layers = eqx.filter_vmap(layer)(keys, permutations)
 
-    def _scan(self, method: str, carry: Any, condition: Array | None, **options: bool) -> Any:
-        arrays, static = eqx.partition(self.layers, eqx.is_array)
-
-        def step(carry, arrays):
-            total, x, *score = carry
-            layer = eqx.combine(arrays, static)
-            layer = eqx.tree_at(
-                lambda c: c.layers[0].conditioner.trunk,
-                layer,
-                self.trunk,
-                is_leaf=lambda node: node is None,
-            )
-            y, log_det, *score = getattr(layer, method)(x, *score, condition=condition, **options)
-            return (total + log_det, y, *score), None
-
-        total, reverse = jnp.zeros_like(carry[0], shape=()), method.startswith("inverse")
-        (total, y, *score), _ = jax.lax.scan(step, (total, *carry), arrays, reverse=reverse)
-        return y, total, *score
+    def _stack(self) -> Scan:
+        """The layers, each with the trunk put in."""
+        num_layers = len(jax.tree.leaves(self.layers)[0])
+        trunk = jax.tree.map(lambda a: jnp.broadcast_to(a, (num_layers, *a.shape)), self.trunk)
+        where = lambda c: c.layers[0].conditioner.trunk
+        return Scan(eqx.tree_at(where, self.layers, trunk, is_leaf=lambda node: node is None))
 
     def forward_and_log_det(self, x: Array, condition: Array | None = None) -> tuple[Array, Array]:
         """The layers in order."""
-        return self._scan("forward_and_log_det", (x,), condition)
+        return self._stack().forward_and_log_det(x, condition)
 
     def inverse_and_log_det(self, y: Array, condition: Array | None = None) -> tuple[Array, Array]:
         """The inverses in reverse order."""
-        return self._scan("inverse_and_log_det", (y,), condition)
+        return self._stack().inverse_and_log_det(y, condition)
 
     def push_score(
         self, x: Array, score: Array, condition: Array | None = None
     ) -> tuple[Array, Array, Array]:
         """By the rule of `Coupling`, layer by layer."""
-        return self._scan("push_score", (x, score), condition)
+        return self._stack().push_score(x, score, condition)
 
     def forward_with_score(
         self, x: Array, score: Array, condition: Array | None = None, *, live: bool = False
     ) -> tuple[Array, Array, Array]:
         """One scan whose body holds a layer's two evaluations."""
-        return self._scan("forward_with_score", (x, score), condition, live=live)
+        return self._stack().forward_with_score(x, score, condition, live=live)
 
     def inverse_with_score(
         self, y: Array, score: Array, condition: Array | None = None, *, live: bool = False
     ) -> tuple[Array, Array, Array]:
         """The same scan in reverse order."""
-        return self._scan("inverse_with_score", (y, score), condition, live=live)
+        return self._stack().inverse_with_score(y, score, condition, live=live)
