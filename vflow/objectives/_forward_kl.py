@@ -94,15 +94,10 @@ def _along_reversed_paths(key: PRNGKeyArray, q: Any, log_density: Any, take: Any
 def _path(q: Any, log_density: Any, x: Array) -> Array:
     if not (hasattr(q, "base") and hasattr(q, "bijection")):
         raise ValueError(f'gradient="path" is for a Flow, got {type(q).__name__}: use "total".')
-    z, log_det = q.bijection.inverse_and_log_det(x)
-    base, bijection = stop_gradient((q.base, q.bijection))
-    still = jax.lax.stop_gradient(z)
-
-    def pulled_back(z: Array) -> Array:
-        y, log_det = bijection.forward_and_log_det(z)
-        return log_density(y) + log_det - base.log_prob(z)
-
-    slope = jax.lax.stop_gradient(jax.grad(pulled_back)(still))
+    # The score of the data's density, carried back to the base.
+    z, log_det, score = q.bijection.inverse_with_score(x, jax.grad(log_density)(x))
+    base, still = stop_gradient((q.base, z))
+    slope = jax.lax.stop_gradient(score - base.score(still))
     value = jax.lax.stop_gradient(q.base.log_prob(z) + log_det)
     # The base's own parameters act at fixed z.
     of_base = q.base.log_prob(still)
