@@ -137,13 +137,14 @@ def _neutra(flow: Flow, target: Target) -> Callable:
     """NUTS on the density pulled back to the base space, with its own warm-up."""
     import blackjax
 
+    nuts: Any = blackjax.nuts
     log_density = _pulled_back(flow, target)
 
     def chain(key: PRNGKeyArray, length: int, num_warmup: int) -> tuple[Array, Array, Array]:
         key_start, key_warm, key_run = jax.random.split(key, 3)
-        warmup = blackjax.window_adaptation(blackjax.nuts, log_density)
+        warmup: Any = blackjax.window_adaptation(nuts, log_density)
         found, _ = warmup.run(key_warm, flow.base.sample(key_start), num_warmup)
-        kernel = blackjax.nuts(log_density, **found.parameters)
+        kernel = nuts(log_density, **found.parameters)
 
         def step(state, key):
             state, info = kernel.step(key, state)
@@ -165,7 +166,7 @@ def _independent(flow: Any, target: Target) -> Callable:
     made in the base space, where there is one.
     """
     exact = isinstance(flow, Flow)
-    pulled = _pulled_back(flow, target) if exact else None
+    pulled: Any = _pulled_back(flow, target) if exact else None
 
     def propose(key: PRNGKeyArray) -> tuple[Array, Array]:
         """A point (in the base space, if there is one) and its log weight."""

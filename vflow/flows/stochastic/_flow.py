@@ -111,7 +111,7 @@ class StochasticFlow(eqx.Module):
         for kind in self.temperatures:
             if kind != "none":
                 trained = jax.nn.sigmoid(logits[number])
-                current = trained if kind is None else jnp.full_like(trained, kind)
+                current = trained if kind is None else jnp.full_like(trained, float(kind))
                 number += 1
             found.append(current)
         return jnp.stack(found)
@@ -377,7 +377,7 @@ class StochasticFlow(eqx.Module):
                 y, dS, scores = layer.advance(
                     key, x, density, cancels=cancels, scored=choices is not None, decide=decide
                 )
-                if decide is None:
+                if decide is None or choices is None:
                     log_prob = log_prob + scores
                 else:
                     choices.weigh(scores)
@@ -464,7 +464,7 @@ def _pulled_back(log_density: LogDensity, bijection: AbstractBijection) -> LogDe
     return pulled
 
 
-def _wanted(log_density: Any) -> LogDensity:
+def _wanted(log_density: Any) -> Any:
     if not callable(log_density):
         raise ValueError(
             "log_density: a stochastic flow depends on the target: pass its log density, "

@@ -304,7 +304,8 @@ class HMC(AbstractMetropolis):
         slope = jax.grad(log_density)
 
         def move(carry, _):
-            return leapfrog(*carry, step, slope), None
+            x, m, g = carry
+            return leapfrog(x, m, g, step, slope), None
 
         (y, m, g), _ = jax.lax.scan(move, (x, first, seen[1]), length=self.num_leapfrog)
         return y, (log_density(y), g), 0.5 * (square(first) - square(m))

@@ -8,7 +8,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray
 
 LogDensity = Callable[[Array], Array]
 
@@ -62,7 +62,7 @@ class Tempered:
         stop: temperature of this layer.
     """
 
-    def __init__(self, base: LogDensity, target: LogDensity, start: ArrayLike, stop: ArrayLike):
+    def __init__(self, base: LogDensity, target: LogDensity, start: Any, stop: Any):
         self.base, self.target, self.start, self.stop = base, target, start, stop
 
     def __call__(self, x: Array) -> Array:
