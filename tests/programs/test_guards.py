@@ -324,3 +324,55 @@ def test_a_proposal_of_importance_sampling_may_be_wider():
 def test_discrete_here_and_continuous_there():
     with pytest.raises(vf.ProgramError, match=r"'s' is continuous in the guide and discrete"):
         bound(dist.Normal(0.0, 1.0), dist.Poisson(1.0), "numpyro")(KEY)
+
+
+def noisy(t):
+    return vf.sample("x", dist.Normal(t, 1.0)) ** 2
+
+
+def exact(t):
+    return 1.0 + vf.sample("b", dist.Bernoulli(probs=t), vf.enum())
+
+
+A, B = jax.random.split(jax.random.key(7))
+BENT = {
+    "log": lambda t, s: jnp.log(s(A, t)),
+    "square": lambda t, s: s(A, t) ** 2,
+    "its own product": lambda t, s: (lambda v: v * jnp.cumsum(v * jnp.ones(2))[1])(s(A, t)),
+    "denominator": lambda t, s: t / s(A, t),
+    "choice": lambda t, s: jnp.where(s(A, t) > 1.0, t, 2.0),
+    "relu": lambda t, s: jax.nn.relu(s(A, t) - 1.0),
+    "compiled": lambda t, s: jax.jit(lambda v: jnp.exp(v))(s(A, t)),
+    "raw scan": lambda t, s: jax.lax.scan(lambda c, _: (c * c, None), s(A, t), length=2)[0],
+    "raw cond": lambda t, s: jax.lax.cond(s(A, t) > 1.0, lambda: t, lambda: 2.0),
+    "particles": lambda t, s: jax.nn.logsumexp(vf.vmap(lambda k: s(k, t), 2, jnp.stack([A, B]))),
+    "cost": lambda t, s: vf.cost(jnp.abs(s(A, t))),
+    "enumerated": lambda t, s: vf.sample("c", dist.Bernoulli(probs=t), vf.enum()) * s(A, t) ** 2,
+    "lanes": lambda t, s: vf.sample("c", dist.Bernoulli(probs=t), vf.disarm()) * s(A, t) ** 2,
+}
+STRAIGHT = {
+    "mean": lambda t, s: 0.5 * (s(A, t) + s(B, t)) - t,
+    "a draw as a factor": lambda t, s: s(A, t) * vf.sample("y", dist.Normal(t, 1.0)) ** 2,
+    "independent factors": lambda t, s: s(A, t) * s(B, t),
+    "a plate": lambda t, s: jax.vmap(lambda k: s(k, t))(jnp.stack([A, B])).sum(),
+    "a score": lambda t, s: s(A, t) * vf.sample("c", dist.Bernoulli(probs=t), vf.reinforce()),
+    "lanes": lambda t, s: s(A, t) * vf.sample("c", dist.Bernoulli(probs=t), vf.measure_valued()),
+}
+
+
+@pytest.mark.parametrize("use", BENT)
+def test_a_nonlinear_use_of_an_estimated_expectation(use):
+    inner = vf.expect(noisy, 2)
+    with pytest.raises(vf.ProgramError, match=r"nested vf\.expect \(of noisy\).*vf\.vmap"):
+        jax.eval_shape(vf.expect(lambda t: BENT[use](t, inner)), KEY, 0.3)
+
+
+def test_an_expectation_without_noise_is_no_estimate():
+    estimate = vf.expect(lambda t: jnp.log(vf.expect(exact)(A, t)))
+    assert abs(jax.jit(estimate)(KEY, 0.3) - jnp.log(1.3)) < 1e-12
+
+
+@pytest.mark.parametrize("use", STRAIGHT)
+def test_a_linear_use_of_an_estimated_expectation(use):
+    estimate = vf.expect(lambda t: STRAIGHT[use](t, vf.expect(noisy)), 2)
+    assert jax.eval_shape(estimate, KEY, 0.3).shape == ()

@@ -15,11 +15,13 @@ from vflow.programs._frame import (
     Plan,
     Run,
     current_mixing,
+    enclosing_run,
     magic,
     running,
 )
 from vflow.programs._linearity import analyse
 from vflow.programs._mixing import cross_fitted
+from vflow.programs._nested import check_linear, is_random, mark
 from vflow.programs._path_rule import Rule, by_rule, rule_for
 from vflow.programs._path_run import NeedsPath, PathRun
 
@@ -74,18 +76,33 @@ def expect(
         raise ValueError(f"gradient must be one of {GRADIENTS}, got {gradient!r}.")
 
     def estimate(key: PRNGKeyArray, *args: Any) -> Array:
+        value, outer = evaluate(key, *args), enclosing_run()
+        if outer is None or not is_random(lambda key: evaluate(key, *args), key):
+            return value
+        name = getattr(objective, "__name__", type(objective).__name__)
+        outer.nested.append(f"{len(outer.nested)} {name}")
+        return mark(value, outer.nested[-1])
+
+    def evaluate(key: PRNGKeyArray, *args: Any) -> Array:
+        nested: list[str] = []
         keys = key if num_samples == 1 else jax.random.split(key, num_samples)
+        first = key if num_samples == 1 else keys[0]
         over_samples: Callable[..., Any] = (lambda f: f) if num_samples == 1 else jax.vmap
 
         def execute(key, plan, path, taken=args, *, frozen=False, **run):
-            frame = Frame(key, gradient, run=Run(num_samples, plan, path=path, **run))
+            frame = Frame(
+                key, gradient, run=Run(num_samples, plan, path=path, nested=nested, **run)
+            )
             taken = stop_gradient(taken) if frozen else taken
             return *_run(objective, taken, frame), frame.exports
 
         try:
-            return _average(*over_samples(lambda k: execute(k, None, None)[:2])(keys))
+            plain = over_samples(lambda k: execute(k, None, None)[:2])(keys)
+            if nested:
+                check_linear(lambda key: execute(key, None, None)[0], first)
+            return _average(*plain)
         except (NeedsLanes, NeedsPath):
-            plan, rule = _prepare(execute, keys if num_samples == 1 else keys[0])
+            plan, rule = _prepare(execute, first, nested)
 
         def one(key, mix, taken=args):
             def in_lane(lane, indices):
@@ -114,24 +131,30 @@ def expect(
     return estimate
 
 
-def _prepare(execute: Callable[..., Any], key: Any) -> tuple[Plan | None, Rule | None]:
-    """Abstract passes: which sites need lanes, and what the path gradients need."""
+def _prepare(
+    execute: Callable[..., Any], key: Any, nested: list[str]
+) -> tuple[Plan | None, Rule | None]:
+    """Abstract passes: which sites need lanes, what the path gradients need, nested estimates."""
     path = PathRun("trace")
     try:
         report = analyse(lambda key: execute(key, None, path)[0], key)
+        if nested:
+            check_linear(lambda key: execute(key, None, path)[0], key)
         return None, rule_for(report, path.units)
     except NeedsLanes:
         plan = Plan()
     jax.eval_shape(lambda key: execute(key, plan, path, discovering=True)[0], key)
-    if not path.units and not path.estimated:
-        return plan, None
 
     def in_lane(key, lane, indices):
         return execute(key, plan, path, lane=lane, indices=indices)[0]
 
     lane = jnp.zeros((), int) if plan.num_lanes > 1 else None
-    report = analyse(in_lane, key, lane, {name: jnp.zeros((), int) for name in plan.enums})
-    return plan, rule_for(report, path.units)
+    inputs = key, lane, {name: jnp.zeros((), int) for name in plan.enums}
+    if nested:
+        check_linear(in_lane, *inputs)
+    if not path.units and not path.estimated:
+        return plan, None
+    return plan, rule_for(analyse(in_lane, *inputs), path.units)
 
 
 def _run(

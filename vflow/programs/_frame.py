@@ -69,7 +69,7 @@ class Run:
 
     `plan` is None in a plain run, where a site that wants lanes raises `NeedsLanes`. `lane` is
     None where there is the base lane only. `path` is a `PathRun`, or None where path gradients
-    raise `NeedsPath`.
+    raise `NeedsPath`. `nested` collects the labels of random `vf.expect`s called inside.
     """
 
     num_samples: int = 1
@@ -78,6 +78,7 @@ class Run:
     lane: Any = None
     indices: dict[str, Any] = dataclasses.field(default_factory=dict)
     path: Any = None
+    nested: list[str] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass
@@ -349,6 +350,11 @@ def current_frame(what: str) -> Frame:
             "`vf.sample_and_log_prob(key, ...)`."
         )
     return _STACK.frames[-1]
+
+
+def enclosing_run() -> Run | None:
+    """The run of the objective that is being evaluated, if one is."""
+    return _STACK.frames[-1].run if _STACK.frames else None
 
 
 def support_of(value: Any) -> Any:
