@@ -52,6 +52,15 @@ def no_key_reuse():
 
 
 @pytest.fixture(autouse=True, scope="module")
+def _lean_compilation(request):
+    """Files marked `lean` are compiled with few optimisations, in about half the time."""
+    lean = request.node.get_closest_marker("lean") is not None
+    jax.config.update("jax_disable_most_optimizations", lean)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(autouse=True, scope="module")
 def _bounded_memory(request):
     """Compiled functions are dropped after each test file; the cache on disk keeps them cheap."""
     yield

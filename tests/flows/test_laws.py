@@ -13,6 +13,8 @@ import vflow as vf
 from tests.flows.registry import FLOWS, perturb
 from vflow._core import combine, partition
 
+pytestmark = pytest.mark.lean
+
 names = pytest.mark.parametrize("name", FLOWS)
 CONDITION = jnp.array([0.3, -1.0, 0.5])
 N = 6
