@@ -161,6 +161,6 @@ def test_fit_covers_separated_modes_that_one_flow_bridges():
     posterior = vf.fit(jax.random.key(1), target, flow=flow, num_steps=3000)
     assert posterior.status == "ok", posterior.status
     assert float(posterior.elbo) > -0.02
-    x = np.asarray(posterior.sample(jax.random.key(2), 20_000))
+    (x,) = posterior.sample(jax.random.key(2), 20_000).values()
     share = np.mean((x[:, 0] < 0) & (x[:, 1] < 0))
     assert abs(share - 0.1) < 0.02
