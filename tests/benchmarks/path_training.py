@@ -179,7 +179,8 @@ def reverse(name, seeds, gradients=GRADIENTS):
 
 def forward(seeds, num_steps=2000):
     """Negative log-likelihood of fresh draws, trained on 1000; by gradient and seed."""
-    make, fresh = CASES["corners, affine"].make, corner_draws(jax.random.key(3000), 20_000)
+    make = lambda key: _coupling(key, 6, hidden=(64, 64), activation="tanh")
+    fresh = corner_draws(jax.random.key(3000), 20_000)
     results = {}
     for gradient in ("total", "path"):
         results[gradient] = []
