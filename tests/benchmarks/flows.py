@@ -212,7 +212,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=30, help="at most, of each program")
     parser.add_argument(
-        "--seconds", type=float, default=8, help="of rounds, by family and dimension"
+        "--seconds", type=float, default=4, help="of rounds, by family and dimension"
     )
     parser.add_argument("--families", nargs="*", default=list(LAYERS), choices=list(LAYERS))
     parser.add_argument("--dims", nargs="*", type=int, default=[10, 100])
