@@ -221,6 +221,27 @@ def test_what_is_undefined_raises_and_names_the_remedy():
         vf.expect(mixed)(jax.random.key(0), flow)
 
 
+class Flip(S.AbstractTransition):
+    """A layer of a user's own, with a discrete choice: x or -x, for a symmetric density."""
+
+    reparameterised = False
+    tempered = False
+
+    def forward(self, key, x, log_density):
+        return jnp.where(jax.random.bernoulli(key), x, -x), jnp.zeros(())
+
+    def reverse(self, key, y, log_density):
+        return self.forward(key, y, log_density)
+
+
+def test_a_layer_of_ones_own_is_refused_where_its_derivative_would_be_biased():
+    q = flow_of(AFFINE, Flip())
+    x, log_q = q.sample_and_log_prob(jax.random.key(0), log_density=log_p)
+    np.testing.assert_allclose(log_q, q.base.log_prob(x), rtol=1e-12)
+    with pytest.raises(vf.ProgramError, match="Flip"):
+        slope(q)
+
+
 @pytest.mark.slow
 def test_importance_weighted_bounds_take_a_stochastic_flow():
     """Score-function layers among particles: finite gradients for every trainable leaf."""

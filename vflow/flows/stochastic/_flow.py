@@ -18,6 +18,7 @@ from vflow.flows.stochastic._segment import Segment
 from vflow.flows.stochastic._transition import AbstractTransition, LogDensity, Tempered, noise
 from vflow.programs._frame import Frame, current_frame
 from vflow.programs._linearity import tag
+from vflow.programs._site import no_derivative
 
 _NO_DENSITY = (
     "a stochastic flow has no log density at a point, only an unbiased estimate of the density: use "
@@ -26,6 +27,11 @@ _NO_DENSITY = (
 _NO_PATH = (
     "a stochastic flow has no path gradient and no DReG: both need the score of q at a point. Use "
     "gradient='total'"
+)
+
+_NOT_ALONG = (
+    "layer {}, whose derivative along the draw is not its gradient (reparameterised = False), was "
+    "differentiated: train the bijections before it with vf.objectives.craft."
 )
 
 
@@ -386,6 +392,9 @@ class StochasticFlow(eqx.Module):
                 y, dS, _ = layer.forward_along(eps, x, density, fixed=True)
             else:
                 y, dS = layer.forward(key, x, density)
+                if not layer.reparameterised:
+                    refusal = ProgramError(_NOT_ALONG.format(type(layer).__name__))
+                    y, dS = no_derivative(y, refusal), no_derivative(dS, refusal)
             return (y, total + dS, log_prob), (y, dS)
 
         zero = jnp.zeros_like(x, shape=())
