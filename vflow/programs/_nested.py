@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from vflow._core import ProgramError
@@ -86,8 +87,12 @@ def _apply(eqn: Any, ins: list[_Use]) -> list[_Use]:
 
 
 def _primitive(name: str, params: Any, ins: list[_Use], used: _Use) -> _Use:
-    if name in ("is_finite", "stop_gradient") or name in _LINEAR:
-        return _Use() if name == "is_finite" else used
+    if name == "is_finite":  # the same for almost all draws
+        return _Use()
+    if name == "convert_element_type" and not jnp.issubdtype(params["new_dtype"], jnp.inexact):
+        return _bent(used)
+    if name == "stop_gradient" or name in _LINEAR or name in _INDEXED:
+        return used
     if name in ("mul", "dot_general"):  # independent estimates have unbiased products
         first, second = ins
         return _bent(used) if first.labels & second.labels else used
@@ -95,12 +100,6 @@ def _primitive(name: str, params: Any, ins: list[_Use], used: _Use) -> _Use:
         return _bent(used) if ins[1].labels else used
     if name == "select_n":
         return _bent(used) if ins[0].labels else used
-    if name in _INDEXED:
-        return (
-            used
-            if not any(use.labels for use in ins[1:]) or name.startswith("scatter")
-            else (_bent(used))
-        )
     if name == "integer_pow" and params["y"] == 1:
         return used
     return _bent(used)
