@@ -115,7 +115,9 @@ class Sylvester(AbstractBijection):
             return jnp.linalg.qr(self.basis)[0]
         if self.variant == "householder":
             return householder_columns(self.basis, rank)
-        return (jnp.arange(dim, dtype=jnp.int32)[:, None] == self.basis[None, :]).astype(self.bias.dtype)
+        return (jnp.arange(dim, dtype=jnp.int32)[:, None] == self.basis[None, :]).astype(
+            self.bias.dtype
+        )
 
     def _params(self) -> tuple[Array, Array, Array, Array]:
         """The arguments of the kernels: Q, R1, R2 and b."""
