@@ -197,6 +197,7 @@ def test_a_fit_in_float32_says_when_it_needs_float64():
         ({"precondition": vf.bijections.Identity((3,))}, ValueError, "precondition"),
         ({"flow": "coupling"}, TypeError, "flow"),
         ({"flow": vf.distributions.Normal(3)}, ValueError, "flow"),
+        ({"init": vf.distributions.Normal(2)}, TypeError, "init must be a Posterior"),
         ({"checkpoint": "/nowhere/at/all"}, ValueError, "checkpoint"),
         ({"program_or_target": correlated}, TypeError, "dimension"),
         ({"program_or_target": vf.distributions.Normal(2)}, TypeError, "flow="),

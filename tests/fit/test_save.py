@@ -267,6 +267,16 @@ def test_a_decentred_fit_comes_back_from_file(tmp_path):
         jacobian = sum(v for k, v in plain.terms(x).items() if k.startswith("jacobian"))
         return plain.log_prob(x) - jacobian
 
+    on = vf.fit(KEY, FUNNEL, init=back, num_steps=1, num_samples=4096, progress=False)
+    assert on.settings["decentred"] == ["theta"] and on.settings["preconditioner"] == "none"
+    assert abs(on.history[0] - fit.elbo.value) < 5 * fit.elbo.standard_error * (16384 / 4096) ** 0.5
+    for change, message in (
+        ({"program_or_target": target()}, "fit of another model"),
+        ({"flow": fit.flow}, "pass no flow"),
+        ({"precondition": None}, "pass no flow"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            vf.fit(KEY, **({"program_or_target": FUNNEL, "init": back} | change))
     z = back.unconstrain(values)
     log_w = jax.vmap(back.target.log_prob)(z) - jax.vmap(back.flow.log_prob)(z)
     np.testing.assert_allclose(jax.vmap(log_joint)(values) - fit.log_prob(values), log_w, rtol=1e-8)

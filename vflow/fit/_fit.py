@@ -62,6 +62,7 @@ def fit(
     program_or_target: Any,
     *,
     flow: AbstractDistribution | StochasticFlow | None = None,
+    init: Any = None,
     guide: Any = None,
     params: Any = None,
     objective: Callable[[Any, Any], Any] | None = None,
@@ -90,6 +91,8 @@ def fit(
             `flow`, whose shape then gives the dimension).
         flow: the family, on `(dim,)`, unconditional; affine coupling layers by default. A stochastic
             flow (`vf.flows.stochastic_flow`) gets the target by itself.
+        init: a `Posterior` of the same model, perhaps with other data, whose flow and coordinates to
+            start from instead: no preconditioner is fitted.
         guide: instead of a flow, a guide over the model's sites that takes its parameters as an
             argument: a program, `vf.from_numpyro(guide)` or a `vf.program`, whose next argument they
             are, or a function from them to a program. Not preconditioned.
@@ -130,6 +133,8 @@ def fit(
     """
     key = as_key(key)
     target = _target(program_or_target, flow)
+    if init is not None:
+        target, flow, precondition = _warm(target, init, flow, guide, precondition)
     if guide is not None or params is not None:
         _check_guide(guide, flow, precondition)
         flow, precondition = make_guide(guide, params, target), None
@@ -265,7 +270,7 @@ class _Run:
                 gaussian is not None and np.count_nonzero(gaussian.tril) > self.target.dim
             ),
             "origin": gaussian.origin if gaussian else None,
-            "decentred": list(decentred),
+            "decentred": list(getattr(self.target.space, "decentred", ())),
             "start": "cover" if bent else None,
             "cover_evidence": gaussian.witness() if gaussian else None,
             "gaussian_elbo": gaussian.elbo if gaussian else None,
@@ -413,6 +418,26 @@ def _target(program: Any, flow: Any) -> Target:
         _check_flow(flow, None)
         return Target(program, flow.shape[0])
     return make_target(program)
+
+
+def _warm(
+    target: Target, init: Any, flow: Any, guide: Any, precondition: Any
+) -> tuple[Target, AbstractDistribution, None]:
+    """Target, flow and preconditioner of a fit that starts from another."""
+    if not isinstance(init, Posterior):
+        raise TypeError(f"fit: init must be a Posterior, got {type(init).__name__}.")
+    if flow is not None or guide is not None or precondition != "auto":
+        raise ValueError(
+            "fit: init brings its flow and coordinates: pass no flow, guide, precondition."
+        )
+    if isinstance(init.flow, GuideDistribution):
+        raise ValueError("fit: init is the fit of a guide: pass guide=, params=init.flow.params.")
+    theirs, ours = ([(s.name, s.shape) for s in t.sites] for t in (init.target, target))
+    if theirs != ours:
+        raise ValueError(
+            f"fit: init is a fit of another model: its sites are {theirs}, not {ours}."
+        )
+    return decentre(target, tuple(init.settings.get("decentred", ()))), init.flow, None
 
 
 def _structure(flow: Any) -> str:
