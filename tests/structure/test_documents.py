@@ -25,9 +25,9 @@ def groups():
     """A process per document; one for all the short pages on flow families."""
     found = {}
     for path in WITH_CODE:
-        found.setdefault("docs/flows" if path.parent.name == "flows" else relative(path), []).append(
-            path
-        )
+        found.setdefault(
+            "docs/flows" if path.parent.name == "flows" else relative(path), []
+        ).append(path)
     return found
 
 

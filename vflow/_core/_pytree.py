@@ -10,9 +10,7 @@ T = TypeVar("T")
 
 def stop_gradient(tree: Any) -> Any:
     """Every array leaf behind `jax.lax.stop_gradient`; other leaves unchanged."""
-    return jax.tree.map(
-        lambda x: jax.lax.stop_gradient(x) if eqx.is_array(x) else x, tree
-    )
+    return jax.tree.map(lambda x: jax.lax.stop_gradient(x) if eqx.is_array(x) else x, tree)
 
 
 class Frozen(eqx.Module, Generic[T]):

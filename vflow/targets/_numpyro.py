@@ -173,7 +173,7 @@ def _in_default_precision(arguments):
     return jax.tree.map(promote, arguments)
 
 
-def _location_scale(site):
+def _location_scale(site) -> Any:
     """Location and scale of the unconstrained value of a latent site, None where it has none.
 
     The scale of a multivariate normal is its Cholesky factor. Sites inside a scan are left alone.
@@ -186,7 +186,7 @@ def _location_scale(site):
     return (fn.loc, fn.scale) if type(fn) in _LOCATION_SCALE else None
 
 
-def _innermost(site):
+def _innermost(site) -> Any:
     fn = site["fn"]
     while isinstance(fn, dist.Independent | dist.ExpandedDistribution):
         fn = fn.base_dist
@@ -236,9 +236,9 @@ def _constrain_site(site, free, decentred):
     )
 
 
-def _unconstrain_site(site, value, decentred):
+def _unconstrain_site(site, value: Any, decentred: bool) -> Any:  # noqa: FBT001
     """A site's coordinates from its value."""
-    free = transform_of(site["name"], site["fn"].support).inv(value)
+    free: Any = transform_of(site["name"], site["fn"].support).inv(value)
     if not decentred:
         return free
     loc, scale = _location_scale(site)
