@@ -15,7 +15,11 @@ from vflow._core import combine, partition
 
 pytestmark = pytest.mark.lean
 
-names = pytest.mark.parametrize("name", FLOWS)
+# Compilation is dear: the wide variants of a family wait for `make slow`.
+WIDE = {name for name in FLOWS if set(name) & set("35")}
+names = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in WIDE else ()) for name in FLOWS]
+)
 CONDITION = jnp.array([0.3, -1.0, 0.5])
 N = 6
 NEAR_THE_BASE = {"block_autoregressive"}  # start near it, not at it

@@ -30,7 +30,13 @@ def groups():
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("group", groups())
+@pytest.mark.parametrize(
+    "group",
+    [
+        pytest.param(group, marks=pytest.mark.slow if group == "docs/flows" else ())
+        for group in groups()
+    ],
+)
 def test_blocks_run(group, tmp_path):
     script = tmp_path / "blocks.py"
     pages = {relative(path): "\n".join(BLOCK.findall(path.read_text())) for path in groups()[group]}

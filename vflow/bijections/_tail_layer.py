@@ -94,7 +94,8 @@ def start_tails(
     check_dim(owner, dim)
     if isinstance(df, Tracer):
         raise TypeError(f"{owner}: df must be a concrete array; build it outside jit and grad.")
-    df = as_float(df)
+    with jax.ensure_compile_time_eval():  # concrete under jit too
+        df = as_float(df)
     if df.shape not in ((), (dim,), (2, dim)):
         raise ValueError(
             f"{owner}: df has shape {df.shape}, expected (), ({dim},) or (2, {dim}): the sides "
