@@ -10,6 +10,8 @@ import scipy.stats
 import vflow.bijections as vb
 from vflow._core import params
 
+pytestmark = pytest.mark.lean
+
 DIM = 3
 
 

@@ -9,6 +9,8 @@ import scipy.stats
 
 import vflow as vf
 
+pytestmark = pytest.mark.lean
+
 S = vf.flows.stochastic
 
 KINDS = {

@@ -1,5 +1,6 @@
 """What the documents show runs as it stands: their Python blocks, in order, in a new process."""
 
+import os
 import pathlib
 import re
 import subprocess
@@ -46,7 +47,12 @@ def test_blocks_run(group, tmp_path):
         '    exec(compile(code, name, "exec"), {"__name__": "__main__"})\n'
     )
     done = subprocess.run(
-        [sys.executable, script], capture_output=True, text=True, cwd=tmp_path, check=False
+        [sys.executable, script],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+        env=os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},  # time is compilation
     )
     assert done.returncode == 0, done.stderr[-4000:]
 

@@ -16,6 +16,8 @@ from scipy import special, stats
 
 import vflow as vf
 
+pytestmark = pytest.mark.lean
+
 CLOSE = {"rtol": 1e-12, "atol": 1e-12}
 
 
