@@ -146,6 +146,9 @@ def test_report_of_a_bad_fit_says_so(tmp_path):
     broken.report(tmp_path / "broken.html")
     text = " ".join(_Page((tmp_path / "broken.html").read_text()).texts)
     assert "failed" in text and "The weights are not usable" in text
+    assert (
+        "nan" not in (tmp_path / "broken.html").read_text().split("Marginals")[1].split("Sites")[0]
+    )
 
 
 def test_ticks_are_round_and_inside():

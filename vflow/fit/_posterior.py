@@ -38,8 +38,9 @@ class Posterior:
     r"""A fitted posterior: draws, densities, and the verdict on whether to trust them.
 
     The flow lives on the unconstrained space of the target; draws and densities by site are
-    constrained. Densities are computed in `settings["dtype"]`; what is returned has JAX's default
-    float type.
+    constrained. Its coordinates are those of `target`, not always those of `vf.target(model)`, as sites
+    may be decentred: `constrain` and `unconstrain` go between. Densities are computed in
+    `settings["dtype"]`; what is returned has JAX's default float type.
 
     Args:
         flow: the fitted flow on unconstrained $R^d$, in JAX's default float type.

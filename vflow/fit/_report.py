@@ -155,7 +155,7 @@ def _pictures(
     more = len(names) - MAX_MARGINALS
     parts = [f"<h2>Marginals</h2><p>{legend}{f'; {more} more not shown' if more > 0 else ''}.</p>"]
     parts += [_marginal(name, panels[name], fixed.get(name)) for name in names[:MAX_MARGINALS]]
-    varied = [name for name in names if np.ptp(panels[name]) > 0][:MAX_PAIRS]
+    varied = [name for name in names if np.unique(panels[name][:_DOTS]).size > 1][:MAX_PAIRS]
     if len(varied) < 2:
         return parts
     cells = []
@@ -178,18 +178,19 @@ def _pictures(
 
 
 def _scalars(draws: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Every element of every site, as float64, without draws that are not finite."""
+    """Every element of every site, as float64; NaN where a draw is not finite."""
     panels = {
         f"{site}[{','.join(map(str, index))}]" if index else site: values[:, *index]
         for site, values in draws.items()
         for index in np.ndindex(values.shape[1:])
     }
     panels = {name: np.asarray(values, np.float64) for name, values in panels.items()}
-    return {name: np.where(np.isfinite(v), v, 0.0) for name, v in panels.items()}
+    return {name: np.where(np.isfinite(v), v, np.nan) for name, v in panels.items()}
 
 
 def _span(values: np.ndarray) -> tuple[float, float]:
-    low, high = np.quantile(values, (0.002, 0.998))
+    known = values[~np.isnan(values)]
+    low, high = np.quantile(known, (0.002, 0.998)) if known.size else (0.0, 1.0)
     margin = 0.05 * (high - low) or 0.5
     return float(low - margin), float(high + margin)
 
@@ -199,7 +200,7 @@ def _marginal(name: str, values: np.ndarray, fixed: np.ndarray | None) -> str:
     edges = np.linspace(low, high, 49)
     middle = 0.5 * (edges[1:] + edges[:-1])
     counts = [
-        np.histogram(v, edges)[0] / (len(v) * (edges[1] - edges[0]))
+        np.histogram(v[~np.isnan(v)], edges)[0] / (len(v) * (edges[1] - edges[0]))
         for v in (values, fixed)
         if v is not None
     ]

@@ -51,8 +51,9 @@ class Axes:
         self.marks.append(f'<polyline points="{points}" fill="none" stroke="{color}"/>')
 
     def dots(self, x: np.ndarray, y: np.ndarray, color: str) -> None:
-        """A dot at each point, as one path of round line ends."""
-        path = "".join(f"M{a:.1f} {b:.1f}h0" for a, b in zip(*self._at(x, y), strict=True))
+        """A dot at each point but NaN, as one path of round line ends."""
+        points = zip(*self._at(x, y), strict=True)
+        path = "".join(f"M{a:.1f} {b:.1f}h0" for a, b in points if math.isfinite(a + b))
         self.marks.append(
             f'<path d="{path}" stroke="{color}" stroke-width="3" stroke-linecap="round" '
             'stroke-opacity="0.5" fill="none"/>'
