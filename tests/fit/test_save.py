@@ -293,3 +293,9 @@ def test_a_decentred_fit_goes_on_from_its_checkpoint(tmp_path):
     np.testing.assert_array_equal(whole.history, rest.history)
     draws = (fit.sample(jax.random.key(1), 3) for fit in (whole, rest))
     jax.tree.map(np.testing.assert_array_equal, *draws)
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    for write in (exact_fit().save, exact_fit().report):
+        with pytest.raises(FileNotFoundError, match=r"there is no folder .*missing"):
+            write(tmp_path / "missing" / "file")

@@ -8,6 +8,7 @@ import pytest
 import vflow as vf
 from vflow.fit._draws import Drawer
 from vflow.fit._posterior import Posterior
+from vflow.fit._refine import judged
 from vflow.fit._verdict import judge
 
 
@@ -103,3 +104,8 @@ def test_the_rule_and_its_refusals(poor):
     refined = both.refine(jax.random.key(4), num_samples=2000)  # no map: whole draws by weight
     right = np.asarray(refined.draws["x"])[:, 0] > 0
     assert abs(right.mean() - 0.7) < 4.5 * np.sqrt(0.21 / refined.ess)
+
+
+def test_short_chains_are_not_judged():
+    rhat, ess, warnings = judged(np.zeros((4, 3, 2)))
+    assert np.isnan(rhat) and ess == 0.0 and "chains of 3 draws cannot be judged" in warnings[0]

@@ -24,6 +24,7 @@ _LIGHT = 0.7
 _PROPOSALS = 16
 _LOCAL = 5
 _RHAT = 1.01
+_FEWEST = 4  # draws of a chain that R-hat can be computed from
 
 
 class Refined(NamedTuple):
@@ -113,6 +114,8 @@ def judged(x: np.ndarray) -> tuple[float, float, tuple[str, ...]]:
     x = np.asarray(x, np.float64)
     if not np.isfinite(x).all():
         return math.nan, 0.0, ("a chain is not finite.",)
+    if x.shape[1] < _FEWEST:
+        return math.nan, 0.0, (f"chains of {x.shape[1]} draws cannot be judged: take more.",)
     rhat = float(np.max(array_stats.rhat(x, chain_axis=0, draw_axis=1)))
     ess = float(np.min(array_stats.ess(x, chain_axis=0, draw_axis=1)))
     warnings = []

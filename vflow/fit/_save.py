@@ -41,6 +41,8 @@ def write_atomic(path: str | os.PathLike, content: bytes) -> None:
     step. Whatever fails, the temporary file is removed.
     """
     path = Path(os.path.realpath(path))
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path} cannot be written: there is no folder {path.parent}.")
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with open(temporary, "xb") as file:
