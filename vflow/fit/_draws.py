@@ -10,6 +10,7 @@ from jaxtyping import PRNGKeyArray
 
 from vflow.distributions import AbstractDistribution
 from vflow.fit._dtype import cast, scope
+from vflow.fit._mesh import Layout
 from vflow.targets import Target
 
 # One batch size everywhere: one compilation serves the verdict, `sample` and `resample`.
@@ -29,24 +30,31 @@ class Drawer:
     Args:
         target: the unconstrained log density.
         dtype: "float32" or "float64", the type the densities are computed in.
+        layout: where draws and data live; on one device by default.
     """
 
-    def __init__(self, target: Target, dtype: str):
+    def __init__(self, target: Target, dtype: str, layout: Layout | None = None):
         self.dtype = dtype
+        layout = Layout(None, target, 1) if layout is None else layout
+        with scope(dtype):
+            self._inputs = layout.inputs(dtype)
 
         @eqx.filter_jit
-        def weighted(flow: Any, key: PRNGKeyArray):
-            keys = jax.random.split(key, BATCH)
-            x, log_q = jax.vmap(lambda key: flow.sample_and_log_prob(key, **extra(flow, target)))(
+        def weighted(flow: Any, key: PRNGKeyArray, inputs: tuple[Any, ...]):
+            bound = layout.bound(target, inputs)
+            keys = layout.spread(jax.random.split(key, BATCH))
+            x, log_q = jax.vmap(lambda key: flow.sample_and_log_prob(key, **extra(flow, bound)))(
                 keys
             )
-            return x, jax.lax.map(target.log_prob, x, batch_size=_BLOCK) - log_q
+            blocks = layout.spread(x.reshape(-1, _BLOCK, *x.shape[1:]), axis=1)
+            log_p = jax.lax.map(jax.vmap(bound.log_prob), blocks).reshape(-1)
+            return layout.replicated((x, log_p - log_q))
 
         @eqx.filter_jit
         def plain(flow: Any, key: PRNGKeyArray):
-            return jax.vmap(lambda key: flow.sample(key, **extra(flow, target)))(
-                jax.random.split(key, BATCH)
-            )
+            keys = layout.spread(jax.random.split(key, BATCH))
+            x = jax.vmap(lambda key: flow.sample(key, **extra(flow, target)))(keys)
+            return layout.replicated(x)
 
         self._weighted: Callable = weighted
         self._plain: Callable = plain
@@ -58,7 +66,8 @@ class Drawer:
         """`n` draws, shape (n, dim), and their log weights log p - log q, shape (n,), on the host."""
         with scope(self.dtype):
             flow = cast(flow, self.dtype)
-            parts = [self._weighted(flow, k) for k in jax.random.split(key, -(-n // BATCH))]
+            keys = jax.random.split(key, -(-n // BATCH))
+            parts = [self._weighted(flow, k, self._inputs) for k in keys]
             x, log_w = (np.concatenate([np.asarray(p[i]) for p in parts])[:n] for i in range(2))
         return x, log_w
 

@@ -50,6 +50,7 @@ def fit(
     callback: Callable[[Progress], Any] | None = None,
     checkpoint: Any = None,
     dtype: str = "auto",
+    mesh: Any = None,
 ) -> Posterior:
     r"""Fit a flow to a model's posterior on unconstrained $R^d$; the result knows its own quality.
 
@@ -86,6 +87,9 @@ def fit(
         callback: called with a `Progress` after every 100 steps; a true value stops training.
         checkpoint: path of a file written every 100 steps; the same call goes on from it.
         dtype: "float32" or "float64" to compute in; "auto" takes float64 where float32 breaks.
+        mesh: a `jax.sharding.Mesh` with axes "particle", over which the draws of a step are spread,
+            and "data", over which the rows of a NumPyro model's arguments are: draws do not depend on
+            the number of devices.
 
     Returns:
         A `Posterior`. Ctrl-C ends training early and returns what there is.
@@ -130,7 +134,7 @@ def fit(
             "fit: dtype='float32' under jax_enable_x64 is not supported; switch x64 off."
         )
 
-    run = Run(target, key, objective, gradient, optimizer, num_steps, num_samples)
+    run = Run(target, key, objective, gradient, optimizer, num_steps, num_samples, mesh)
     file = None if checkpoint is None else Checkpoint(checkpoint, run.identity(flow, precondition))
     run.prepare(flow, precondition, dtype, file)
     return run.train(_ROUNDS if escalate else 1, progress, callback)

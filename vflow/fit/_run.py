@@ -17,6 +17,7 @@ from vflow.fit._draws import Drawer, extra
 from vflow.fit._dtype import cast, default_dtype, scope
 from vflow.fit._guide import GuideDistribution, name_of
 from vflow.fit._loop import Ascent, LoopState
+from vflow.fit._mesh import Layout
 from vflow.fit._mixing import Mixed, mixed
 from vflow.fit._posterior import Posterior
 from vflow.fit._precondition import Gaussian
@@ -46,7 +47,9 @@ _GUIDE_RATE = 1e-2  # a guide has no preconditioner that would bring it near
 class Run:
     """One fit: settled by `prepare`, carried out by `train`."""
 
-    def __init__(self, target, key, objective, gradient, optimizer, num_steps, num_samples):
+    def __init__(
+        self, target, key, objective, gradient, optimizer, num_steps, num_samples, mesh=None
+    ):
         self.target = target
         self.keys = dict(
             zip(("gaussian", "flow", "train", "verdict"), jax.random.split(key, 4), strict=True)
@@ -58,6 +61,7 @@ class Run:
         self.num_steps, self.num_samples = num_steps, num_samples
         self.seconds: dict[str, float] = {}
         self.tight = objective is None
+        self.layout = Layout(mesh, target, num_samples)
 
     def identity(self, flow: Any, precondition: Any) -> dict[str, Any]:
         """What makes a checkpoint belong to this call."""
@@ -175,7 +179,7 @@ class Run:
     def train(self, rounds: int, progress: bool, callback: Any) -> Posterior:  # noqa: FBT001
         """Rounds of training, each followed by a verdict, until one is "ok"."""
         began = time.monotonic()
-        drawer = Drawer(self.target, self.dtype)
+        drawer = Drawer(self.target, self.dtype, self.layout)
         with scope(self.dtype):
             resumed: Resumed | None = None
             if self.resuming:
@@ -184,6 +188,7 @@ class Run:
                 )
                 self.flow = resumed.flow
             trainable, static = partition(self.flow)
+            trainable, inputs = self.layout.everywhere(trainable), self.layout.inputs(self.dtype)
             ascent = self._ascent(static)
         history = np.zeros(0) if resumed is None else resumed.history
         first = 0 if resumed is None else resumed.round
@@ -197,6 +202,7 @@ class Run:
                     jax.random.fold_in(self.keys["train"], number),
                     trainable,
                     self.num_steps,
+                    inputs=inputs,
                     resume=None if resumed is None or number != first else resumed.state,
                     progress=progress,
                     callback=callback,
@@ -236,12 +242,20 @@ class Run:
         return Posterior(flow, self.target, verdict, history, settings, drawer=drawer)
 
     def _ascent(self, static: Any) -> Ascent:
+        layout = self.layout
         estimate = expect(
-            lambda flow: self.objective(flow, self.target), self.num_samples, gradient=self.gradient
+            lambda flow, *inputs: self.objective(flow, layout.bound(self.target, inputs)),
+            self.num_samples,
+            gradient=self.gradient,
         )
 
-        def step(key, trainable):
-            return value_and_grad(lambda key, t: estimate(key, combine(t, static)))(key, trainable)
+        def step(key, trainable, *inputs):
+            with layout.particles():
+                return layout.replicated(
+                    value_and_grad(lambda key, t: estimate(key, combine(t, static), *inputs))(
+                        key, trainable
+                    )
+                )
 
         return Ascent(step, self.optimizer)
 

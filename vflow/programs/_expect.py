@@ -17,6 +17,7 @@ from vflow.programs._frame import (
     current_mixing,
     enclosing_run,
     magic,
+    placed,
     running,
 )
 from vflow.programs._linearity import analyse
@@ -85,7 +86,7 @@ def expect(
 
     def evaluate(key: PRNGKeyArray, *args: Any) -> Array:
         nested: list[str] = []
-        keys = key if num_samples == 1 else jax.random.split(key, num_samples)
+        keys = key if num_samples == 1 else placed(jax.random.split(key, num_samples))
         first = key if num_samples == 1 else keys[0]
         over_samples: Callable[..., Any] = (lambda f: f) if num_samples == 1 else jax.vmap
 

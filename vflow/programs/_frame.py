@@ -336,6 +336,7 @@ class _Stack(threading.local):
         self.frames: list[Frame] = []
         self.override: Callable[[str, Any], Any] | None = None
         self.mixing: Mixing | None = None
+        self.placing: Callable[[Any], Any] | None = None
 
 
 _STACK = _Stack()
@@ -388,6 +389,21 @@ def override(choose: Callable[[str, Any], Any]) -> Iterator[None]:
         yield
     finally:
         _STACK.override = previous
+
+
+@contextlib.contextmanager
+def placing(place: Callable[[Any], Any] | None) -> Iterator[None]:
+    """Let `place` say, while the block runs, on which devices the keys of the samples live."""
+    previous, _STACK.placing = _STACK.placing, place
+    try:
+        yield
+    finally:
+        _STACK.placing = previous
+
+
+def placed(keys: Any) -> Any:
+    """The keys of the samples of an estimate, spread over devices where that is asked for."""
+    return keys if _STACK.placing is None else _STACK.placing(keys)
 
 
 @contextlib.contextmanager

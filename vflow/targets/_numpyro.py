@@ -1,5 +1,6 @@
 """The unconstrained log density of a NumPyro model."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,14 @@ from jaxtyping import Array, PRNGKeyArray
 from numpyro.distributions.transforms import IdentityTransform, IndependentTransform
 from numpyro.distributions.util import sum_rightmost
 
-from vflow.programs._numpyro import NumpyroProgram, is_latent, latent_values, log_probs, sum_terms
+from vflow.programs._numpyro import (
+    NumpyroCall,
+    NumpyroProgram,
+    is_latent,
+    latent_values,
+    log_probs,
+    sum_terms,
+)
 from vflow.programs._numpyro_checks import is_concrete, model_name, running_model, site_shape
 from vflow.targets._site import Site, transform_of
 from vflow.targets._space import AbstractSpace, join, scalar, split
@@ -52,6 +60,14 @@ class NumpyroSpace(AbstractSpace):
     ):
         self.program, self.latent, self.decentred = program, latent, decentred
         self.sites, self.dims, self.validate = survey(program.call, latent)
+
+    def with_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "NumpyroSpace":
+        """The same model on arguments of the same shapes, traced ones too; it is not run."""
+        call = self.program.call
+        new = copy.copy(self)
+        program = NumpyroProgram(NumpyroCall(call.model, args, kwargs, call.strategies))
+        object.__setattr__(new, "program", program)
+        return new
 
     def _run(self, substitute_fn: Callable[[Any], Any], key: PRNGKeyArray | None = None) -> Trace:
         call = self.program.call
@@ -165,7 +181,11 @@ def _in_default_precision(arguments):
         return arguments
 
     def promote(leaf):
-        if isinstance(leaf, jax.Array) and leaf.dtype == np.float32:
+        if (
+            isinstance(leaf, jax.Array)
+            and leaf.dtype == np.float32
+            and not isinstance(leaf, jax.core.Tracer)
+        ):
             with jax.ensure_compile_time_eval():
                 return leaf.astype(np.float64)
         return leaf
