@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
 from vflow._core import Frozen, ProgramError, stop_gradient
@@ -112,15 +113,18 @@ class StochasticFlow(eqx.Module):
     @property
     def schedule(self) -> Array:
         """The temperature of each layer; that of the layer before for one without; (layers,)."""
+        kinds = [kind for kind in self.temperatures if kind != "none"]
+        tempered = np.array([kind != "none" for kind in self.temperatures])
         logits = self.logits.value if isinstance(self.logits, Frozen) else self.logits
-        current, found, number = jnp.zeros_like(logits, shape=()), [], 0
-        for kind in self.temperatures:
-            if kind != "none":
-                trained = jax.nn.sigmoid(logits[number])
-                current = trained if kind is None else jnp.full_like(trained, float(kind))
-                number += 1
-            found.append(current)
-        return jnp.stack(found)
+        if not kinds:
+            return jnp.zeros_like(logits, shape=tempered.shape)
+        fixed = np.array([kind is not None for kind in kinds])
+        given = np.array([0.0 if kind is None else float(kind) for kind in kinds])
+        found = jnp.where(fixed, given.astype(logits.dtype), jax.nn.sigmoid(logits))
+        if tempered.all():
+            return found
+        latest = np.cumsum(tempered)  # tempered layers so far; the base is at zero
+        return jnp.concatenate([jnp.zeros_like(found[:1]), found])[latest]
 
     def through(self, bijection: AbstractBijection) -> "StochasticFlow":
         """The family behind one more bijection, in whose coordinates the layers stay."""
@@ -331,12 +335,11 @@ class StochasticFlow(eqx.Module):
     @property
     def stages(self) -> Array:
         """The temperatures of `stage`, shape (layers + 1,): 0 before the first layer."""
-        schedule, found, following = self.schedule, [], jnp.ones_like(self.schedule, shape=())
-        for position in reversed(range(len(self.temperatures))):
-            if self.temperatures[position] != "none":
-                following = schedule[position]
-            found.append(following)
-        return jax.lax.stop_gradient(jnp.stack([jnp.zeros_like(following), *reversed(found)]))
+        tempered = np.array([kind != "none" for kind in self.temperatures])
+        ahead = np.cumsum(tempered) - tempered  # tempered layers before each
+        found = self.schedule[np.flatnonzero(tempered)]
+        found = jnp.concatenate([found, jnp.ones_like(self.schedule[:1])])[ahead]
+        return jax.lax.stop_gradient(jnp.concatenate([jnp.zeros_like(found[:1]), found]))
 
     def _stage(self, temperature: Array, target: LogDensity) -> LogDensity:
         base = stop_gradient(self.base).log_prob

@@ -70,10 +70,10 @@ class Tempered:
 
     def at(self, share: Any) -> LogDensity:
         """The log density `share` of the way from `start` to `stop`."""
-        known = isinstance(share, float) and isinstance(self.stop, float)
-        if known and share == self.stop == 1.0:
+        arrived = isinstance(share, float) and share == 1.0
+        if arrived and isinstance(self.stop, float) and self.stop == 1.0:
             return self.target  # also where the base has density zero
-        temperature = self.start + share * (self.stop - self.start)
+        temperature = self.stop if arrived else self.start + share * (self.stop - self.start)
         return lambda x: (1.0 - temperature) * self.base(x) + temperature * self.target(x)
 
 
