@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from vflow_kernels._filled import filled
+
 # arctan(u)/u in powers of u^2 on [0, 1], a weighted least-squares fit: relative error 1.5e-8.
 _ARCTAN = (
     0.999999985,
@@ -28,7 +30,8 @@ def _arctan(x: Array) -> Array:
         return jnp.arctan(x)
     size = jnp.abs(x)
     u = jnp.minimum(size, 1 / size)
-    series = ft.reduce(lambda total, c: total * (u * u) + c, reversed(_ARCTAN), jnp.zeros_like(u))
+    *others, last = _ARCTAN
+    series = ft.reduce(lambda total, c: total * (u * u) + c, reversed(others), last)
     angle = jnp.where(size > 1, math.pi / 2 - series * u, series * u)
     return jnp.where(x < 0, -angle, angle)
 
@@ -68,7 +71,9 @@ def soft_clamp(raw: Float[Array, "*s"], lower: float, upper: float) -> Float[Arr
     Source:
         Andrade 2024 (arXiv 2402.16408), the asymmetric soft clamp.
     """
-    alpha = jnp.where(raw >= 0, upper, -lower).astype(raw.dtype)
+    alpha = upper
+    if lower != -upper:  # no array of constants if it can be helped: see `filled`
+        alpha = jnp.where(raw >= 0, filled(raw, upper), filled(raw, -lower))
     return (2 / math.pi) * alpha * _arctan(raw / alpha)
 
 

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from vflow_kernels._filled import filled
+
 _MIN_BIN = 1e-3  # least width and height of a bin, as a fraction of the interval
 _MIN_SLOPE = 1e-3
 # Raw slopes are shifted by this much, so that a raw zero is the slope one.
@@ -50,13 +52,13 @@ def spline_forward(
         Durkan, Bekasov, Murray & Papamakarios 2019 (arXiv 1906.04032), equations 4 and 5.
     """
     inside = (x > -bound) & (x < bound)
-    safe = jnp.where(inside, x, 0)
+    safe = jnp.clip(x, -bound, bound)
     widths, heights, slopes = _split(raw)
     left, width, bottom, height, d0, d1 = _bin(safe, widths, heights, slopes, bound)
     theta = (safe - left) / width
     rise, log_derivative = _bin_map(theta, height / width, d0, d1)
     y = bottom + height * rise
-    return jnp.where(inside, y, x), jnp.where(inside, log_derivative, 0)
+    return jnp.where(inside, y, x), log_derivative * inside
 
 
 def spline_inverse(
@@ -86,7 +88,7 @@ def spline_inverse(
         Durkan, Bekasov, Murray & Papamakarios 2019 (arXiv 1906.04032), equations 6 to 8.
     """
     inside = (y > -bound) & (y < bound)
-    safe = jnp.where(inside, y, 0)
+    safe = jnp.clip(y, -bound, bound)
     widths, heights, slopes = _split(raw)
     bottom, height, left, width, d0, d1 = _bin(safe, heights, widths, slopes, bound)
     s, rise = height / width, (safe - bottom) / height
@@ -95,7 +97,7 @@ def spline_inverse(
     root = jnp.sqrt(jnp.maximum(b**2 - 4 * a * c, jnp.finfo(y.dtype).tiny))
     theta = -2 * c / (b + root)
     _, log_derivative = _bin_map(theta, s, d0, d1)
-    return jnp.where(inside, left + width * theta, y), jnp.where(inside, -log_derivative, 0)
+    return jnp.where(inside, left + width * theta, y), -log_derivative * inside
 
 
 def _split(raw: Array) -> tuple[Array, Array, Array]:
@@ -125,15 +127,15 @@ def _search(z: Array, along: Array, across: Array, slopes: Array, bound: float):
     free = 2 * bound * (1 - _MIN_BIN * num_bins)
     floor = 2 * bound * _MIN_BIN / free * totals[0]
     reached = (z + bound) / free * totals[0]
-    zero = jnp.zeros_like(z)
-    index, knot, below, other_below = zero, zero, zero, zero
+    zero = filled(z, 0.0)
+    index, knot, below, other_below = 0.0, 0.0, 0.0, 0.0
     weight, other_weight, low, high = first[0], second[0], zero, slopes[0]
     for k in range(1, num_bins):
         knot = knot + first[k - 1]
         right = reached >= knot + k * floor
-        index = jnp.where(right, k, index).astype(z.dtype)
-        below = jnp.where(right, knot, below)
-        other_below = other_below + jnp.where(right, second[k - 1], 0)
+        index = index + right.astype(z.dtype)
+        below = below + right * first[k - 1]
+        other_below = other_below + right * second[k - 1]
         weight = jnp.where(right, first[k], weight)
         other_weight = jnp.where(right, second[k], other_weight)
         low = jnp.where(right, slopes[k - 1], low)
@@ -148,7 +150,8 @@ def _outputs(index: Array, shares: tuple, raw_slopes: tuple, bound: float, num_b
     free = 2 * bound - floor * num_bins
     starts = [free * share + index * floor - bound for share in shares[::2]]
     sizes = [free * share + floor for share in shares[1::2]]
-    ends = [jax.nn.softplus(r) + _MIN_SLOPE for r in raw_slopes]
+    # softplus, without its array of zeros: see `filled`
+    ends = [jnp.maximum(r, 0) + jnp.log1p(jnp.exp(-jnp.abs(r))) + _MIN_SLOPE for r in raw_slopes]
     return starts[0], sizes[0], starts[1], sizes[1], *ends
 
 
@@ -174,7 +177,7 @@ def _bin_jvp(bound: float, primals: tuple, tangents: tuple) -> tuple:
     free = 2 * bound * (1 - _MIN_BIN * num_bins)
 
     def total(mask, values):
-        return jnp.sum(jnp.where(mask, values, 0), 0)
+        return jnp.sum(mask * values, 0)
 
     moved = []
     for i, raw in enumerate((along, across)):

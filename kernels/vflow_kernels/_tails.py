@@ -28,41 +28,49 @@ def _mills_rest(z: Array) -> Array:
     return -v * rest
 
 
+def _split(z: Array) -> tuple[Array, Array, Array]:
+    """Whether the series holds, and z for either side of that, harmless where it is not asked."""
+    edge = _series_from(z.dtype)
+    far = z > edge
+    return far, jnp.where(far, z, edge), jnp.where(far, 0.0, z)
+
+
+def _near_survival(z: Array) -> Array:
+    root_half = math.sqrt(0.5)
+    return jnp.where(
+        z < 1,
+        -jnp.log1p(-jax.lax.erf(root_half * jnp.minimum(z, 1.0))),
+        -jnp.log(jax.lax.erfc(root_half * z)),
+    )
+
+
+def _near_log_hazard(z: Array) -> Array:
+    return _LOG_SLOPE - 0.5 * z * z + _near_survival(z)
+
+
 @jax.custom_jvp
 def _survival(z: Array) -> Array:
     r"""$u(z) = -\log 2\Phi(-z)$: zero at zero, about $z^2/2$ far right, above $-\log 2$ far left."""
-    edge = _series_from(z.dtype)
-    far = z > edge
-    root_half = math.sqrt(0.5)
-    z_far = jnp.where(far, z, edge)
+    far, z_far, z_near = _split(z)
     tail = 0.5 * z_far * z_far + jnp.log(z_far) - jnp.log1p(_mills_rest(z_far)) - _LOG_SLOPE
-    z_near = jnp.where(far, 0.0, z)
-    near = jnp.where(
-        z_near < 1,
-        -jnp.log1p(-jax.lax.erf(root_half * jnp.minimum(z_near, 1.0))),
-        -jnp.log(jax.lax.erfc(root_half * z_near)),
-    )
-    return jnp.where(far, tail, near)
+    return jnp.where(far, tail, _near_survival(z_near))
 
 
 @jax.custom_jvp
 def _log_hazard(z: Array) -> Array:
     r"""$\log u'(z) = \log(\phi(z)/\Phi(-z))$."""
-    edge = _series_from(z.dtype)
-    far = z > edge
-    z_far, z_near = jnp.where(far, z, edge), jnp.where(far, 0.0, z)
-    near = _LOG_SLOPE - 0.5 * z_near * z_near + _survival(z_near)
-    return jnp.where(far, jnp.log(z_far) - jnp.log1p(_mills_rest(z_far)), near)
+    far, z_far, z_near = _split(z)
+    tail = jnp.log(z_far) - jnp.log1p(_mills_rest(z_far))
+    return jnp.where(far, tail, _near_log_hazard(z_near))
 
 
 @jax.custom_jvp
 def _excess(z: Array) -> Array:
     r"""$(\log u')'(z) = u'(z) - z$, without the cancellation far right."""
-    edge = _series_from(z.dtype)
-    far = z > edge
-    z_far, z_near = jnp.where(far, z, edge), jnp.where(far, 0.0, z)
+    far, z_far, z_near = _split(z)
     rest = _mills_rest(z_far)
-    return jnp.where(far, -z_far * rest / (1 + rest), jnp.exp(_log_hazard(z_near)) - z_near)
+    near = jnp.exp(_near_log_hazard(z_near)) - z_near
+    return jnp.where(far, -z_far * rest / (1 + rest), near)
 
 
 @_survival.defjvp
@@ -260,18 +268,14 @@ def smooth_tail_forward(
         generalized Tukey lambda family.
     """
     inner = jnp.clip(z, -_edge(lower), _edge(upper))
-    right, left = _survival(inner), _survival(-inner)
+    # both sides as one array: half the program to compile
+    sides, tails = jnp.stack([-inner, inner]), jnp.stack([lower, upper])
+    survival = _survival(sides)
     weights = jnp.exp(log_weights)
-    powers = weights[2] * _power(right, upper) - weights[1] * _power(left, lower)
-    log_slope = jnp.logaddexp(
-        log_weights[0],
-        jnp.logaddexp(
-            log_weights[2] + upper * right + _log_hazard(inner),
-            log_weights[1] + lower * left + _log_hazard(-inner),
-        )
-        - _LOG_SLOPE,
-    )
-    x = weights[0] * inner + powers / _SLOPE + jnp.exp(log_slope) * (z - inner)
+    left, right = weights[1:] * _power(survival, tails)
+    log_slopes = log_weights[1:] + tails * survival + _log_hazard(sides) - _LOG_SLOPE
+    log_slope = jnp.logaddexp(log_weights[0], jnp.logaddexp(*log_slopes))
+    x = weights[0] * inner + (right - left) / _SLOPE + jnp.exp(log_slope) * (z - inner)
     return x, log_slope
 
 
@@ -309,8 +313,8 @@ def smooth_tail_inverse(
         3.0000
     """
     parameters = (lower, upper, log_weights)
-    ends = -_edge(lower), _edge(upper)
-    bottom, top = (smooth_tail_forward(end, *parameters)[0] for end in ends)
+    ends = jnp.stack([-_edge(lower), _edge(upper)])
+    bottom, top = jax.vmap(lambda end: smooth_tail_forward(end, *parameters)[0])(ends)
     inner = jnp.clip(x, bottom, top)
     root = monotone_root(_log_smooth_tail, parameters, jnp.arcsinh(inner), *ends)
     log_slope = smooth_tail_forward(root, *parameters)[1]
