@@ -30,11 +30,12 @@ def groups():
     return found
 
 
+# README and the first page at once; guides and family pages, minutes of compilation, in `make slow`.
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     "group",
     [
-        pytest.param(group, marks=pytest.mark.slow if group == "docs/flows" else ())
+        pytest.param(group, marks=pytest.mark.slow if group.startswith("docs/") else ())
         for group in groups()
     ],
 )
