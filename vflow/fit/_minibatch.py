@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray
 
 from vflow.fit._checks import check_count
 
@@ -42,5 +42,27 @@ def take_rows(key: PRNGKeyArray, data: Any, batch: int) -> Any:
     n = jax.tree.leaves(data)[0].shape[0]
     if batch == n:
         return data
-    rows = jax.random.choice(key, n, (batch,), replace=False)
+    rows = draw_rows(key, n, batch)
     return jax.tree.map(lambda leaf: leaf[rows], data)
+
+
+def draw_rows(key: PRNGKeyArray, n: int, batch: int) -> Array:
+    """`batch` of n rows, every set of them as likely as any other.
+
+    For few of many rows, the first `batch` different ones of twice as many draws with replacement:
+    work that does not grow with n. Should they not suffice, all rows are permuted.
+    """
+    if 4 * batch > n:
+        return jax.random.choice(key, n, (batch,), replace=False)
+    key, spare = jax.random.split(key)
+    draws = jax.random.randint(key, (2 * batch,), 0, n)
+    order = jnp.argsort(draws, stable=True)
+    ordered = draws[order]
+    again = jnp.concatenate([jnp.zeros_like(ordered[:1], bool), ordered[1:] == ordered[:-1]])
+    repeated = jnp.zeros_like(again).at[order].set(again)
+    first = draws[jnp.argsort(repeated, stable=True)[:batch]]
+    return jax.lax.cond(
+        jnp.sum(~repeated) >= batch,
+        lambda: first,
+        lambda: jax.random.choice(spare, n, (batch,), replace=False),
+    )
