@@ -60,6 +60,9 @@ def _errors_at(
         # Where the map is stiff, `back` may be far from x although it is mapped to y.
         again, log_det_again = bijection.forward_and_log_det(back, condition)
         round_trip = _relative(again, y)
+        # To first order the way from x to `back` must be no way at all: else two points share a y.
+        apart = jnp.max(jnp.abs(jacobian @ (back - x).reshape(-1))) / (1 + jnp.max(jnp.abs(y)))
+        round_trip = jnp.where(apart > 0.01, apart, round_trip)
         inverse = _relative(-inverse_log_det, log_det_again)
     except NotImplementedError:
         round_trip = inverse = jnp.full_like(log_det, jnp.nan)

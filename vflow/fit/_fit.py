@@ -17,6 +17,7 @@ from vflow.fit._checks import (
     check_optimizer,
 )
 from vflow.fit._dtype import default_dtype
+from vflow.fit._guards import check_process, check_sound
 from vflow.fit._guide import GuideDistribution, make_guide
 from vflow.fit._loop import Progress
 from vflow.fit._posterior import Posterior
@@ -111,6 +112,7 @@ def fit(
         for the recipe; Yao, Vehtari, Simpson & Gelman 2018 (arXiv 1802.02538) for the verdict.
     """
     key = as_key(key)
+    check_process("fit", key)
     target = _target(program_or_target, flow)
     if init is not None:
         target, flow, precondition = _warm(target, init, flow, guide, precondition)
@@ -197,6 +199,8 @@ def _check_flow(flow: Any, dim: int | None) -> None:
         )
     if flow.condition_shape is not None:
         raise ValueError("fit: flow takes a condition; a posterior needs an unconditional flow.")
+    if dim is not None:
+        check_sound("fit", flow)
 
 
 def _check_precondition(precondition: Any, dim: int) -> None:

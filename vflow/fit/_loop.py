@@ -149,6 +149,8 @@ class Ascent:
         else:
             state = resume
         stopped = None
+        if resume is not None and converged is not None and converged(state.values):
+            stopped = "converged"  # it was killed after its last step
         bar = _Bar(label, num_steps, state.step, progress)
         try:
             while state.step < num_steps and stopped is None:

@@ -13,6 +13,7 @@ from vflow._core import FitError
 from vflow.fit._cover import MAX_DIM, Cover, apart, find_cover
 from vflow.fit._dtype import scope
 from vflow.targets import Target, site_table
+from vflow.targets._preflight import diagnosis
 
 _NUM_STARTS = 4
 _NUM_PAIRS = 32  # antithetic pairs of draws behind every expectation
@@ -21,6 +22,7 @@ _CURVATURE_POINTS = 4096  # gradients spent on one curvature, where 4 pairs a co
 _RACE_STEPS = 4
 _MAX_STEPS = 60
 _TOLERANCE = 0.03  # nats: what the flow finds in its first steps anyway
+_UNBOUNDED = 1e12  # nats: no constant that was left out is as large
 _DIFFERENCE = 1e-4  # in standard deviations of the current Gaussian
 
 
@@ -177,11 +179,8 @@ def _starts(target: Target, density: _Density, key: PRNGKeyArray) -> list[np.nda
     values, grads = density.many(points)
     usable = np.isfinite(values) & np.isfinite(grads).all(axis=1)
     if not usable.any():
-        raise FitError(
-            f"the log density or its gradient is not finite at any of {len(points)} starting "
-            "points (the origin, prior draws, uniform draws); at the origin, by site:\n"
-            + site_table(target, points[0])
-        )
+        where = f"at any of {len(points)} starting points (the origin, prior draws, uniform draws)"
+        raise FitError(diagnosis(target, points[0], where))
     return list(points[usable])
 
 
@@ -273,7 +272,8 @@ class _Climber:
         values, grads = self.density.many(points)
         if not (np.isfinite(values).all() and np.isfinite(grads).all()):
             return None
-        elbo = values.mean() + np.log(scales).sum() + self.entropy
+        with np.errstate(over="ignore"):  # what grows so far is refused
+            elbo = values.mean() + np.log(scales).sum() + self.entropy
         return _State(loc, tril, float(elbo), points, grads.mean(axis=0), step)
 
     def climb(self, state: _State, num_steps: int) -> _State:
@@ -288,6 +288,11 @@ class _Climber:
                 return state
             slow = slow + 1 if following.elbo - state.elbo < _TOLERANCE else 0
             state = following
+            if state.elbo > _UNBOUNDED:
+                raise FitError(
+                    f"the log density grows without bound, to {state.elbo:.3g} nats where a climb "
+                    "was given up: there is no such posterior. Check its sign and the priors."
+                )
             if slow == 3:
                 return state
         return state

@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -58,6 +59,11 @@ def bind_arguments(
 
 
 def _check_observed(name: str, shape: tuple[int, ...], value: Any) -> None:
+    if isinstance(value, np.ndarray) and value.dtype.kind not in "biufc":
+        raise ProgramError(
+            f"observed site {name!r}: its data has dtype {value.dtype} and holds no numbers. "
+            "Convert it, numpy.asarray(data, float), and mask what is missing."
+        )
     observed = tuple(jnp.shape(value))
     if 0 in observed or 0 in shape:
         raise ProgramError(
@@ -166,7 +172,8 @@ def running_model(model: Callable[..., Any], *, validate: bool = False) -> Itera
         if "size of plate should be positive" in str(error):
             message = f"model {name} has an empty plate{_after(guard)}: the data is empty."
         else:
-            message = f"model {name} failed{_after(guard)}: {type(error).__name__}: {error}"
+            what = str(error) or f"at {traceback.extract_tb(error.__traceback__)[-1].line!r}"
+            message = f"model {name} failed{_after(guard)}: {type(error).__name__}: {what}"
         raise ProgramError(message) from error
 
 

@@ -32,7 +32,9 @@ def preflight(target: Target, x: ArrayLike) -> np.ndarray:
     value, grad = jax.jit(jax.vmap(jax.value_and_grad(target.log_prob)))(points)
     usable = np.isfinite(value) & np.isfinite(grad).all(axis=-1)
     if not usable.any():
-        raise ProgramError(_message(target, points, value))
+        number = len(points)
+        where = "at the start" if number == 1 else f"at any of {number} starting points"
+        raise ProgramError(diagnosis(target, points[0], where))
     return usable.reshape(x.shape[:-1])
 
 
@@ -57,34 +59,39 @@ def site_table(target: Target, x: ArrayLike) -> str:
     return "\n".join(f"  {a:<{widths[0]}}  {b:>{widths[1]}}  {c}" for a, b, c in rows)
 
 
-def _message(target: Target, points: Array, value: Array) -> str:
-    first = points[0]
-    parts = {name: np.asarray(v) for name, v in jax.jit(target.terms)(first).items()}
+def diagnosis(target: Target, x: ArrayLike, where: str) -> str:
+    """What is not finite at `x`, shape `(dim,)`, by site, and what to look at.
+
+    Args:
+        target: the target.
+        x: the point.
+        where: what it is, as "at the start".
+    """
+    x = jnp.asarray(x)
+    parts = {name: np.asarray(v) for name, v in jax.jit(target.terms)(x).items()}
     culprits = [name for name, term in parts.items() if not np.isfinite(term)]
     what = (
         f"the log density of {', '.join(map(repr, culprits))}"
         if culprits
         else "the gradient of the log density"
     )
-    where = "at the start" if len(points) == 1 else f"at any of {len(points)} starting points"
-    lines = [
-        f"{what} is not finite {where}. By site, at the first point:",
-        site_table(target, first),
-    ]
-    if points.dtype == np.float32 and _finite_in_float64(target, points):
+    lines = [f"{what} is not finite {where}. By site, at the first point:", site_table(target, x)]
+    if x.dtype == np.float32 and _finite_in_float64(target, x):
         lines.append("In float64 it is finite: it is a matter of precision; use dtype='float64'.")
-    elif -np.inf in parts.values() or (not culprits and np.isneginf(value).any()):
+    elif -np.inf in parts.values():
         lines.append(
             "A log density of -inf means a value outside its support: check the data and the "
             "supports of the sites that observe it."
         )
     else:
-        lines.append("Check the data for NaN and the model for log, sqrt or division at 0.")
+        lines.append(
+            "Check the data for NaN, the model for log, sqrt or division at 0, and its scales for "
+            "values that are not positive."
+        )
     return "\n".join(lines)
 
 
-def _finite_in_float64(target: Target, points: Array) -> bool:
-    wide = np.asarray(points, np.float64)
+def _finite_in_float64(target: Target, x: Array) -> bool:
     with jax.enable_x64(True):
-        value, grad = jax.jit(jax.vmap(jax.value_and_grad(target.log_prob)))(wide)
-        return bool((np.isfinite(value) & np.isfinite(grad).all(axis=-1)).any())
+        value, grad = jax.jit(jax.value_and_grad(target.log_prob))(np.asarray(x, np.float64))
+        return bool(np.isfinite(value) & np.isfinite(grad).all())

@@ -69,6 +69,7 @@ def survey(call: NumpyroCall, latent: tuple[str, ...]) -> Survey:
         _refuse_missing_data(call, trace, latent)
         _refuse_latents(call, trace)
         _refuse_improper(call, trace)
+        _refuse_parameters(trace)
         data = {name: site for name, site in trace.items() if is_data(site)}
         return _layout(trace), tuple(_all_dims(trace)), data
 
@@ -153,6 +154,29 @@ def _refuse_improper(call: NumpyroCall, trace: Trace) -> None:
                 f"site {name!r} has an improper prior and model {model_name(call.model)} has "
                 "neither data nor a factor: there is no posterior."
             )
+
+
+def _refuse_parameters(trace: Trace) -> None:
+    """Scales and rates that are known not to be positive, and parameters that are known to be NaN."""
+    for name, site in trace.items():
+        layers = list(_layers(site["fn"])) if site["type"] == "sample" else []
+        if any(isinstance(layer, dist.MaskedDistribution) for layer in layers):
+            continue
+        for layer in layers:
+            for parameter, constraint in layer.arg_constraints.items():
+                value = vars(layer).get(parameter)
+                if value is None or isinstance(value, dist.Distribution) or not is_concrete(value):
+                    continue
+                nan = count_nan(value)
+                positive = isinstance(constraint, type(constraints.positive))
+                if not nan and (not positive or np.all(constraint(np.asarray(value)))):
+                    continue
+                what = (
+                    f"{nan} NaN" if nan else f"{np.min(value):.6g}, must be {describe(constraint)}"
+                )
+                raise ProgramError(
+                    f"site {name!r}: {parameter} of its {type(layer).__name__} has {what}."
+                )
 
 
 def _inside(name: str, site: dict[str, Any]) -> bool:
