@@ -150,6 +150,60 @@ def test_fab_covers_both_modes_where_the_reverse_bound_takes_one():
 
 
 @pytest.mark.slow
+def test_fab_with_replay_reaches_the_same_flow_and_keeps_its_weights_right():
+    target = lambda x: jnp.logaddexp(-8 * jnp.sum((x - 1.0) ** 2), -8 * jnp.sum((x + 1.0) ** 2))
+    start = vf.distributions.Flow(
+        vf.distributions.Normal(1), vf.bijections.Affine(jnp.full(1, 0.5), jnp.full(1, 0.5))
+    )
+    rate = optax.cosine_decay_schedule(0.03, 400, 0.03)
+    fab = vf.objectives.fab_replay(start, target, optax.adam(rate), num_particles=128)
+
+    @jax.jit
+    def train(key):
+        def step(state, key):
+            after, value = fab.step(key, state)
+            # log w + log q is 2 log p and what the path was: an update must not change it
+            kept = state.buffer.log_weights + state.buffer.log_q
+            same = jnp.isclose(after.buffer.log_weights + after.buffer.log_q, kept)
+            return after, (value, jnp.sum(same))
+
+        return jax.lax.scan(step, fab.init(key), jax.random.split(key, 100))
+
+    state, (values, same) = train(jax.random.key(0))
+    assert np.all(np.isfinite(values))
+    assert np.all(np.asarray(same) >= 31 * 128)  # all but the points of the new pass
+    assert int(state.buffer.cursor) == 104 * 128 % (32 * 128)
+    q = fab.flow(state)
+    exact = jax.vmap(q.log_prob)(state.buffer.x)
+    assert float(jnp.median(jnp.abs(exact - state.buffer.log_q))) < 0.05  # of a flow nearly at rest
+    # the Gaussian of the least integral of p^2 / q, by quadrature
+    grid = jnp.linspace(-6.0, 6.0, 4001)
+    log_p = jax.vmap(lambda x: target(x[None]))(grid)
+    divergence = lambda s: jax.nn.logsumexp(2 * log_p + 0.5 * (grid / s) ** 2 + jnp.log(s))
+    scales = jnp.linspace(1.02, 1.8, 400)
+    best = float(scales[jnp.argmin(jax.vmap(divergence)(scales))])
+    assert abs(float(q.bijection.loc[0])) < 0.1
+    assert float(jnp.exp(q.bijection.log_scale[0])) == pytest.approx(best, rel=0.05)
+
+
+def test_fab_with_replay_names_bad_input():
+    flow, normal = vf.flows.gaussian(jax.random.key(0), 2), lambda x: -jnp.sum(x**2)
+    make = lambda q=flow, **options: vf.objectives.fab_replay(
+        q, normal, optax.sgd(0.1), **{"num_particles": 8, **options}
+    )
+    for options, words in (
+        ({"num_particles": 0}, "num_particles"),
+        ({"num_updates": 5, "num_batches": 4}, "num_batches"),
+        ({"most": 0.5}, "most"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            make(**options)
+    chain = vf.flows.stochastic_flow(jax.random.key(0), 2, [S.Langevin(num_steps=1, step_size=0.1)])
+    with pytest.raises(TypeError, match="craft"):
+        make(chain)
+
+
+@pytest.mark.slow
 def test_sequential_monte_carlo_is_unbiased_and_resampling_helps():
     blocks = [
         vf.bijections.Affine(jnp.full(2, 0.1), jnp.full(2, 0.95)),

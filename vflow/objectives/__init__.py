@@ -5,6 +5,7 @@ from vflow.objectives._data_emphasised import data_emphasised_elbo as data_empha
 from vflow.objectives._dependent import dependent_likelihood as dependent_likelihood
 from vflow.objectives._elbo import elbo as elbo
 from vflow.objectives._fab import fab as fab
+from vflow.objectives._fab_replay import fab_replay as fab_replay
 from vflow.objectives._fisher import fisher as fisher
 from vflow.objectives._fisher import score_matching as score_matching
 from vflow.objectives._forward_kl import forward_kl as forward_kl
@@ -26,6 +27,7 @@ __all__ = [
     "dependent_likelihood",
     "elbo",
     "fab",
+    "fab_replay",
     "fisher",
     "forward_kl",
     "free_form",

@@ -10,7 +10,8 @@ from jaxtyping import Array
 from vflow._core import stop_gradient
 from vflow.distributions import AbstractDistribution
 from vflow.flows import stochastic_flow
-from vflow.flows.stochastic import HMC
+from vflow.flows.stochastic import HMC, StochasticFlow
+from vflow.flows.stochastic._transition import LogDensity
 from vflow.objectives._log_variance import stopped_softmax
 from vflow.objectives._target import log_density_of
 from vflow.programs import vmap
@@ -47,31 +48,37 @@ def fab(num_particles: int, blocks: Sequence[Any] | None = None) -> Callable[[An
         >>> value = estimate(jax.random.key(1), flow)
 
     Source:
-        Midgley, Stimper, Simm, Schoelkopf & Hernandez-Lobato 2023 (arXiv 2208.01893), section 3,
-        without the replay buffer.
+        Midgley, Stimper, Simm, Schoelkopf & Hernandez-Lobato 2023 (arXiv 2208.01893), section 3.
+        With its replay buffer: `vf.objectives.fab_replay`.
     """
     if isinstance(num_particles, bool) or not isinstance(num_particles, int) or num_particles < 1:
         raise ValueError(f"num_particles must be a positive integer, got {num_particles!r}.")
 
     def objective(q: Any, p: Any) -> Array:
-        if not isinstance(q, AbstractDistribution) or len(q.shape) != 1:
-            raise TypeError(
-                f"fab trains a flow on vectors with an exact log_prob, got {type(q).__name__}; for "
-                "stochastic flows there is vf.objectives.craft."
-            )
-        steps = [HMC(num_steps=1, num_leapfrog=5, step_size=0.1)] * 4
+        check_family("fab", q)
         frozen, log_density = stop_gradient(q), log_density_of(p)
-        chain = stochastic_flow(
-            jax.random.key(0),
-            q.shape[0],
-            steps if blocks is None else blocks,
-            base=frozen,
-            train_temperatures=False,
-        )
-        towards = lambda x: 2.0 * log_density(x) - frozen.log_prob(x)
+        chain, towards = annealing(frozen, log_density, blocks)
         paths = vmap(lambda: chain.simulate_trajectory(log_density=towards), num_particles)
         x = paths.positions[:, -1]
         log_w = jax.vmap(towards)(x) - paths.log_base + jnp.sum(paths.increments, axis=1)
         return jnp.sum(stopped_softmax(log_w) * jax.vmap(q.log_prob)(x))
 
     return objective
+
+
+def annealing(
+    q: AbstractDistribution, log_density: LogDensity, blocks: Sequence[Any] | None
+) -> tuple[StochasticFlow, LogDensity]:
+    """The chain from `q`, which must be without derivative, and the $p^2/q$ that it moves towards."""
+    steps = [HMC(num_steps=1, num_leapfrog=5, step_size=0.1)] * 4 if blocks is None else blocks
+    chain = stochastic_flow(jax.random.key(0), q.shape[0], steps, base=q, train_temperatures=False)
+    return chain, lambda x: 2.0 * log_density(x) - q.log_prob(x)
+
+
+def check_family(owner: str, q: Any) -> None:
+    """Raise TypeError unless `q` is a distribution on vectors with an exact density."""
+    if not isinstance(q, AbstractDistribution) or len(q.shape) != 1:
+        raise TypeError(
+            f"{owner} trains a flow on vectors with an exact log_prob, got {type(q).__name__}; for "
+            "stochastic flows there is vf.objectives.craft."
+        )
