@@ -97,7 +97,8 @@ def read_file(path: str | os.PathLike, kind: str) -> tuple[dict[str, Any], bytes
     content = Path(path).read_bytes()
     first, _, body = content.partition(b"\n")
     words = first.decode("ascii", "replace").split(" ") if len(first) < 200 else []
-    if len(words) != 5 or words[0] != "vflow" or not (words[2] + words[4]).isdecimal():
+    numbers = words[2::2]
+    if len(words) != 5 or words[0] != "vflow" or not all(n.isdecimal() for n in numbers):
         raise ValueError(f"{path} was not written by vflow, or its beginning is lost.")
     _, found, version, digest, length = words
     if int(version) > FORMAT:
