@@ -3,7 +3,6 @@
 import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import vflow as vf
@@ -36,4 +35,4 @@ if __name__ == "__main__":
     jax.config.update("jax_enable_x64", True)
     fitted = posterior(checkpoint=sys.argv[1])
     np.save(sys.argv[2], numbers(fitted))
-    print(fitted.settings["notes"])
+    sys.stdout.write(str(fitted.settings["notes"]))

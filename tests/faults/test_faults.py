@@ -207,7 +207,7 @@ def test_killed_at_any_moment_a_fit_goes_on_bit_for_bit(tmp_path):
         kills += 1
         seen.add(now)
         assert time.monotonic() - began < 1200
-    print(f"{kills} kills, {len(seen)} of them at different checkpoints")
+    sys.stdout.write(f"{kills} kills, {len(seen)} of them at different checkpoints\n")
     assert kills >= 5 and len(seen) >= 3
     np.testing.assert_array_equal(np.load(tmp_path / "rest.npy"), np.load(tmp_path / "whole.npy"))
 
