@@ -7,6 +7,21 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
+@jax.custom_batching.custom_vmap
+def _anywhere(flag: Array) -> Array:
+    """Under vmap: whether the flag is set for any member, so that a loop has one condition.
+
+    With one for each member, vmap would keep those that are done as they are, by a selection among all
+    that the loop carries in every sweep. Further sweeps do them no harm.
+    """
+    return flag
+
+
+@_anywhere.def_vmap
+def _(axis_size: int, in_batched: list[bool], flag: Array) -> tuple[Array, bool]:
+    return _anywhere(jnp.any(flag)), False
+
+
 def _sweep(
     update: Callable[[Array], Array], start: Array, tolerance: float | None
 ) -> tuple[Array, Array]:
@@ -18,7 +33,7 @@ def _sweep(
         # Sweeps of a nilpotent map converge ever faster, so the next change is below this one.
         next_change = jnp.where(before < jnp.inf, change * jnp.minimum(1, change / before), change)
         size = jnp.max(jnp.abs(value), initial=0)
-        return (count < start.size) & ~(next_change <= least * size)
+        return _anywhere((count < start.size) & ~(next_change <= least * size))
 
     def sweep(carry):
         count, value, change, _ = carry

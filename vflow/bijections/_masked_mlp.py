@@ -79,7 +79,7 @@ class MaskedMLP(eqx.Module):
     def masked(self) -> MLP:
         """The network with its masked weights at zero."""
         weights = self.network.weights
-        masked = [jnp.where(mask, w, 0) for w, mask in zip(weights, self._masks(), strict=True)]
+        masked = [w * mask for w, mask in zip(weights, self._masks(), strict=True)]
         return eqx.tree_at(lambda network: network.weights, self.network, tuple(masked))
 
     def __call__(self, x: Array, condition: Array | None) -> Array:

@@ -3,8 +3,8 @@
 import math
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 from vflow_kernels import monotone_root, soft_clamp
 
@@ -14,12 +14,17 @@ _SHIFT = math.log(math.expm1(1.0))
 _MOST = 1 - 1e-3  # the slope of the bends is above -_MOST
 
 
+def _softplus(x: Array) -> Array:
+    """`jax.nn.softplus` without an array of zeros, which would be in the way of path gradients."""
+    return jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
+
+
 def _coefficients(params: Array) -> tuple[Array, Array, Array, Array, Array]:
     weights, log_rates, centres = params[2:].reshape(3, -1)
     scale = jnp.exp(soft_clamp(params[1], -2.0, 2.0))
-    height = _MOST / weights.size * (jax.nn.softplus(weights + _SHIFT) - 1)
+    height = _MOST / weights.size * (_softplus(weights + _SHIFT) - 1)
     rate = jnp.exp(soft_clamp(log_rates, -2.0, 2.0))
-    spread = jnp.linspace(-2.0, 2.0, weights.size, dtype=params.dtype)
+    spread = np.linspace(-2.0, 2.0, weights.size, dtype=params.dtype)
     return params[0], scale, height, rate, spread + centres
 
 
