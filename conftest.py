@@ -53,8 +53,12 @@ def no_key_reuse():
 
 @pytest.fixture(autouse=True, scope="module")
 def _lean_compilation(request):
-    """Files marked `lean` are compiled with few optimisations, in about half the time."""
+    """Files marked `lean` are compiled with few optimisations, in about half the time.
+
+    Not for `make slow`: what is slow there is seldom compilation.
+    """
     lean = request.node.get_closest_marker("lean") is not None
+    lean &= request.config.option.markexpr != "slow"
     jax.config.update("jax_disable_most_optimizations", lean)
     yield
     jax.config.update("jax_disable_most_optimizations", False)

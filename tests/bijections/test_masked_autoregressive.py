@@ -12,6 +12,8 @@ from tests.flows.registry import perturb
 from vflow._core import combine, partition
 from vflow.bijections._masked_mlp import hidden_ranks
 
+pytestmark = pytest.mark.lean
+
 
 def _layer(dim, scale=0.5, seed=1, **options):
     layer = vb.MaskedAutoregressive(jax.random.key(0), dim, **options)

@@ -9,6 +9,8 @@ import pytest
 
 import vflow as vf
 
+pytestmark = pytest.mark.lean
+
 
 def cross_entropy(params):
     x = vf.sample("x", dist.Normal(params["loc"], jnp.exp(params["log_scale"])))

@@ -31,6 +31,7 @@ def _log_p(x):
 
 class _Results(NamedTuple):
     start: Any
+    at_start: Any  # draws and densities of `start`
     flow: Any
     condition: Any
     keys: Any
@@ -61,19 +62,26 @@ def _results(name) -> _Results:
         path_values, pull_path = jax.vjp(draw("path"), trained, condition)
         own, own_slope = jax.value_and_grad(combine(trained, static).log_prob)(x, condition)
         slope, one = jax.grad(_log_p)(x), jnp.ones_like(log_q)
+        # one backward pass each to compile, for all the directions
+        total = jax.vmap(pull_total)(
+            (jnp.stack([slope, own_slope, slope - own_slope]), jnp.stack([-one, -one, 0 * one]))
+        )
+        path = jax.vmap(pull_path)((jnp.stack([slope, own_slope]), jnp.stack([-one, -one])))
+        part = lambda tree, i: jax.tree.map(lambda leaf: leaf[i], tree)
         gradients = {
-            "total": pull_total((slope, -one)),
-            "path": pull_path((slope, -one)),
-            "naive": pull_total((slope - own_slope, 0 * one)),
-            "total at optimum": pull_total((own_slope, -one)),
-            "path at optimum": pull_path((own_slope, -one)),
+            "total": part(total, 0),
+            "path": part(path, 0),
+            "naive": part(total, 2),
+            "total at optimum": part(total, 1),
+            "path at optimum": part(path, 1),
         }
         return {"total": (x, log_q), "path": path_values, "own": own}, gradients
 
     keys = jax.random.split(jax.random.key(2), N)
-    out = jax.jit(jax.vmap(run, (None, 0, None)))(trained, keys, condition)
-    values, gradients = jax.tree.map(np.asarray, out)
-    return _Results(start, flow, condition, keys, values, gradients)
+    compiled = jax.jit(jax.vmap(run, (None, 0, None)))
+    at_start = compiled(partition(start)[0], keys, condition)[0]["total"]
+    values, gradients = jax.tree.map(np.asarray, compiled(trained, keys, condition))
+    return _Results(start, at_start, flow, condition, keys, values, gradients)
 
 
 # Families outside the laws, and the tests of their own.
@@ -135,16 +143,16 @@ def test_every_trained_leaf_gets_a_gradient(name):
 
 @names
 def test_starts_at_the_base(name):
-    start, _, condition, keys, *_ = _results(name)
-    x, log_q = start.sample_and_log_prob(keys[0], condition)
+    start, (x, log_q), *_ = results = _results(name)
     near = 0.5 if name in NEAR_THE_BASE else 0.0
-    np.testing.assert_allclose(x, start.base.sample(keys[0]), rtol=1e-12, atol=near)
-    np.testing.assert_allclose(log_q, start.base.log_prob(x), rtol=1e-12, atol=near)
+    base = start.base.sample(results.keys[0])
+    np.testing.assert_allclose(x[0], base, rtol=1e-12, atol=near)
+    np.testing.assert_allclose(log_q[0], start.base.log_prob(x[0]), rtol=1e-12, atol=near)
 
 
 @names
 def test_the_density_integrates_to_one(name):
-    _, flow, condition, *_ = _results(name)
+    flow, condition = _results(name).flow, _results(name).condition
     (dim,) = flow.shape
     if dim > 2:
         return  # the same layers are in the registry with two coordinates
@@ -157,30 +165,22 @@ def test_the_density_integrates_to_one(name):
 
 
 @names
-def test_float32(name):
-    _, flow, condition, keys, values, _ = _results(name)
+def test_float32_without_a_second_compilation(name):
+    results, traces = _results(name), []
     with jax.enable_x64(False):
         single = FLOWS[name](jax.random.key(0))
-        single = jax.tree.map(lambda a, b: jnp.asarray(b, a.dtype), single, flow)
-        condition = None if condition is None else condition.astype(jnp.float32)
-        points = jnp.asarray(values["total"][0][0], jnp.float32)
-        draw = jax.jit(lambda key: single.sample_and_log_prob(key, condition, gradient="path"))
-        x, log_q = draw(keys[0])
-        again = jax.jit(lambda x: single.log_prob(x, condition))(points)
-    assert x.dtype == log_q.dtype == again.dtype == jnp.float32
-    np.testing.assert_allclose(again, values["own"][0], rtol=1e-4, atol=1e-4)
+        single = jax.tree.map(lambda a, b: jnp.asarray(b, a.dtype), single, results.flow)
+        condition = None if single.condition_shape is None else CONDITION.astype(jnp.float32)
+        points = jnp.asarray(results.values["total"][0][0], jnp.float32)
 
+        @jax.jit
+        def run(flow, key, points):
+            traces.append(None)
+            draw = flow.sample_and_log_prob(key, condition, gradient="path")
+            return *draw, flow.log_prob(points, condition)
 
-@names
-def test_second_call_does_not_recompile(name):
-    _, flow, condition, keys, *_ = _results(name)
-    traces = []
-
-    @jax.jit
-    def run(flow, key):
-        traces.append(None)
-        return flow.sample_and_log_prob(key, condition)
-
-    run(flow, keys[0])
-    run(jax.tree.map(lambda a: a + 0, flow), keys[1])
+        x, log_q, again = run(single, results.keys[0], points)
+        run(jax.tree.map(lambda a: a + 0, single), results.keys[1], points)
     assert len(traces) == 1
+    assert x.dtype == log_q.dtype == again.dtype == jnp.float32
+    np.testing.assert_allclose(again, results.values["own"][0], rtol=1e-4, atol=1e-4)

@@ -8,6 +8,8 @@ import pytest
 import vflow as vf
 from vflow._core import combine, partition
 
+pytestmark = pytest.mark.lean
+
 CONSTRUCTORS = {name: getattr(vf.flows, name) for name in ("planar", "radial", "sylvester")}
 
 

@@ -11,6 +11,8 @@ import pytest
 import vflow as vf
 from tests.programs.power import check, moments
 
+pytestmark = pytest.mark.lean
+
 LOG_Z = 0.3
 
 

@@ -10,6 +10,8 @@ import pytest
 
 import vflow as vf
 
+pytestmark = pytest.mark.lean
+
 MEASURE, ENUM = vf.measure_valued(), vf.enum()
 SCORE = [vf.reinforce(), vf.reinforce(baseline=0.7)]
 

@@ -9,6 +9,8 @@ import pytest
 import vflow as vf
 from tests.programs.power import check, moments
 
+pytestmark = pytest.mark.lean
+
 T = jnp.array(0.7)
 
 

@@ -7,9 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+import pytest
 
 import vflow as vf
 from tests.programs.power import moments
+
+pytestmark = pytest.mark.lean
 
 T = jnp.array(0.7)
 
