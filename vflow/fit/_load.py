@@ -9,6 +9,7 @@ from vflow.fit._record import read_record
 from vflow.fit._save import read_file
 from vflow.targets import decentre
 from vflow.targets import target as as_target
+from vflow.targets._rows import subsampled, whole
 
 
 def load(
@@ -40,7 +41,7 @@ def load(
         FileNotFoundError: there is no file.
         ValueError: the file is foreign, damaged, of a newer version, or a fit of another model.
     """
-    target = as_target(program)
+    target = as_target(whole(program) if subsampled(program) else program)
     if guide is not None:
         flow = make_guide(guide, params, target)
     decentred = read_file(path, "posterior")[0]["settings"].get("decentred", [])

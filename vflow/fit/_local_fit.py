@@ -38,7 +38,7 @@ LOCAL = ("per-datum", "amortised")
 NUM_STEPS = 2000
 NUM_SAMPLES = 32
 _ROUNDS = 2  # how often an unconvincing default fit is trained, at most
-_EVALUATIONS = 5e8  # densities of one row that a verdict may cost
+_EVALUATIONS = 2e8  # densities of one row that a verdict may cost
 _DRAWS = (1000, 16384)  # fewest and most draws of the globals in a verdict
 _LOOKED_AT = 64  # rows whose own weights are judged
 
@@ -55,7 +55,7 @@ def fit_subsampled(
         **options: the others.
     """
     for name, value in settled.items():
-        if value is not None and not (name == "precondition" and value == "auto"):
+        if value is not None if name != "precondition" else value != "auto":
             raise ValueError(
                 f"fit: {name} is not possible for a model with a subsampled plate; leave it out, or drop "
                 "subsample_size."
