@@ -19,6 +19,7 @@ from vflow.fit._checks import (
 from vflow.fit._dtype import default_dtype
 from vflow.fit._guards import check_process, check_sound
 from vflow.fit._guide import GuideDistribution, make_guide
+from vflow.fit._local_fit import fit_subsampled
 from vflow.fit._loop import Progress
 from vflow.fit._posterior import Posterior
 from vflow.fit._recipe import (
@@ -29,6 +30,7 @@ from vflow.fit._run import Run
 from vflow.flows.stochastic import StochasticFlow
 from vflow.targets import Target, decentre
 from vflow.targets import target as make_target
+from vflow.targets._rows import subsampled
 
 _ROUNDS = 3  # how often an unconvincing default fit is trained, at most
 
@@ -52,6 +54,7 @@ def fit(
     checkpoint: Any = None,
     dtype: str = "auto",
     mesh: Any = None,
+    local: str = "per-datum",
 ) -> Posterior:
     r"""Fit a flow to a model's posterior on unconstrained $R^d$; the result knows its own quality.
 
@@ -91,6 +94,9 @@ def fit(
         mesh: a `jax.sharding.Mesh` with axes "particle", over which the draws of a step are spread,
             and "data", over which the rows of a NumPyro model's arguments are: draws do not depend on
             the number of devices.
+        local: how the latents inside a subsampled plate of a NumPyro model are conditioned:
+            "per-datum", with numbers of their own for each row, or "amortised", by a network on the
+            rows of data. `flow` is then the family of the latents outside.
 
     Returns:
         A `Posterior`. Ctrl-C ends training early and returns what there is.
@@ -113,6 +119,18 @@ def fit(
     """
     key = as_key(key)
     check_process("fit", key)
+    if subsampled(program_or_target):
+        settled = {"init": init, "guide": guide, "params": params, "objective": objective}
+        settled |= {"checkpoint": checkpoint, "precondition": precondition}
+        options = {"flow": flow, "gradient": gradient, "optimizer": optimizer}
+        options |= {
+            "num_steps": num_steps,
+            "num_samples": num_samples,
+            "dtype": dtype,
+            "mesh": mesh,
+        }
+        options |= {"local": local, "progress": progress, "callback": callback}
+        return fit_subsampled(key, program_or_target, settled, **options)
     target = _target(program_or_target, flow)
     if init is not None:
         target, flow, precondition = _warm(target, init, flow, guide, precondition)
