@@ -9,12 +9,14 @@ and a second run in float64 where the first ends in NaN or an error. An existing
 """
 
 import argparse
+import contextlib
 import json
 import math
 import os
 import sys
 import warnings
 from pathlib import Path
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -26,11 +28,15 @@ import numpyro
 import numpyro.distributions as dist
 import optax
 from numpyro import handlers
-from numpyro.infer import SVI, Trace_ELBO, autoguide
+from numpyro.diagnostics import effective_sample_size
+from numpyro.infer import MCMC, SVI, Trace_ELBO, autoguide
+from numpyro.infer import NUTS as NUTS_KERNEL
 
 import vflow as vf
 from tests.benchmarks._measure import Clock, machine, table
 from tests.data.posteriors import POSTERIORS, acceptable, errors
+from vflow.fit import _precondition
+from vflow.fit._budget import budget_of
 from vflow.fit._resample import resample
 
 FIVE = (
@@ -107,14 +113,44 @@ PEERS = {
     "flowjax coupling": flowjax_coupling(False),
     "flowjax coupling, stick-the-landing": flowjax_coupling(True),
 }
-METHODS = ("vflow", *PEERS)
+NUTS = "numpyro NUTS, 1000 + 1000"
+# What a default fit is without one of its ingredients: arguments of `vf.fit`, by what is left out.
+ABLATIONS = {
+    "vflow, one start": "start",
+    "vflow, no preconditioner": "preconditioner",
+    "vflow, Gaussian only": "flow",
+    "vflow, total gradient": "path gradient",
+    "vflow, one round": "escalation",
+}
+METHODS = ("vflow", NUTS, *PEERS)
 
 
-def run_vflow(posterior, seed, clock):
+@contextlib.contextmanager
+def without(ingredient, target_dim):
+    """Arguments of `vf.fit` that leave an ingredient out; two are settings inside."""
+    arguments = {}
+    if ingredient == "preconditioner":
+        arguments = {"precondition": None}
+    elif ingredient == "flow":
+        arguments = {"flow": vf.flows.gaussian(jax.random.key(0), target_dim)}
+    elif ingredient == "path gradient":
+        arguments = {"gradient": "total"}
+    with contextlib.ExitStack() as stack:
+        if ingredient == "start":
+            one = mock.patch.multiple(_precondition, _NUM_STARTS=1, MAX_DIM=0)
+            stack.enter_context(one)
+        if ingredient == "escalation":
+            plan = budget_of("default")._replace(rounds=1)
+            module = sys.modules["vflow.fit._fit"]
+            stack.enter_context(mock.patch.object(module, "budget_of", return_value=plan))
+        yield arguments
+
+
+def run_vflow(posterior, seed, clock, ingredient=None):
     program = vf.from_numpyro(posterior.model, **posterior.data)
     key, draw_key = jax.random.split(jax.random.key(seed))
-    with clock.measure():
-        fitted = vf.fit(key, program, progress=False)
+    with without(ingredient, posterior.dim) as arguments, clock.measure():
+        fitted = vf.fit(key, program, progress=False, **arguments)
     draws = fitted.resample(draw_key, NUM_JUDGED)
     return {
         "status": fitted.status,
@@ -123,7 +159,30 @@ def run_vflow(posterior, seed, clock):
         "ess_fraction": float(fitted.ess_fraction),
         "elbo": float(fitted.elbo),
         "errors": errors(posterior.reference, draws),
-        "settings": {k: fitted.settings[k] for k in ("gradient", "num_steps", "rounds", "seconds")},
+        "settings": {
+            k: fitted.settings[k] for k in ("gradient", "num_steps", "rounds", "tried", "seconds")
+        },
+        "reasons": list(fitted.reasons),
+        "notes": fitted.settings["notes"],
+    }
+
+
+def run_nuts(posterior, seed, clock):
+    """NumPyro's own recommendation for such models; judged by its draws as they are."""
+    kernel = NUTS_KERNEL(posterior.model)
+    with clock.measure():
+        chain = MCMC(kernel, num_warmup=1000, num_samples=1000, progress_bar=False)
+        chain.run(jax.random.key(seed), **posterior.data)
+        draws = {name: np.asarray(x) for name, x in chain.get_samples().items()}
+    latent = [x.reshape(1, len(x), -1) for x in draws.values() if np.ptp(x) > 0]
+    sizes = [effective_sample_size(x[..., i]) for x in latent for i in range(x.shape[-1])]
+    return {
+        "status": "",
+        "dtype": str(jnp.zeros(0).dtype),
+        "khat": math.nan,
+        "ess_fraction": float(np.nanmin(sizes)) / 1000,
+        "elbo": math.nan,
+        "errors": errors(posterior.reference, draws),
     }
 
 
@@ -174,8 +233,10 @@ def run(method, name, seed, clock, options):
         with jax.enable_x64(dtype == "float64"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                if method == "vflow":
-                    result = run_vflow(POSTERIORS[name], seed, clock)
+                if method.startswith("vflow"):
+                    result = run_vflow(POSTERIORS[name], seed, clock, ABLATIONS.get(method))
+                elif method == NUTS:
+                    result = run_nuts(POSTERIORS[name], seed, clock)
                 else:
                     result = run_peer(method, POSTERIORS[name], seed, clock, options)
             except Exception as error:
@@ -185,9 +246,15 @@ def run(method, name, seed, clock, options):
             | {"wall": clock.wall, "compile": clock.compile, "cpu": clock.cpu}
             | result
         )
-        if method == "vflow" or not result["status"]:
+        if method.startswith("vflow") or not result["status"]:
             break
     return rows
+
+
+def _passes(method, numbers):
+    if method == NUTS:  # its draws are taken as they are
+        return "yes" if acceptable(0.0, 1.0, *numbers[2:]) else "no"
+    return "yes" if acceptable(*numbers) else "no"
 
 
 def report(rows):
@@ -196,7 +263,7 @@ def report(rows):
     groups = {}
     for row in rows:
         groups.setdefault((row["posterior"], row["method"], row["float"]), []).append(row)
-    order = {name: i for i, name in enumerate((*POSTERIORS, *METHODS))}
+    order = {name: i for i, name in enumerate((*POSTERIORS, *METHODS, *ABLATIONS))}
     for (name, method, _), group in sorted(
         groups.items(), key=lambda g: [order[x] for x in g[0][:2]]
     ):
@@ -218,7 +285,7 @@ def report(rows):
                 name,
                 method + (" (float64)" if group[0].get("dtype") == "float64" else ""),
                 ", ".join(counts),
-                "yes" if acceptable(*numbers) else "no",
+                _passes(method, numbers),
                 f"{numbers[0]:.2f}",
                 *(f"{x:.3f}" for x in numbers[1:]),
                 *(f"{x:.1f}" for x in seconds),
@@ -233,7 +300,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--posteriors", default=",".join(FIVE), help="names, comma-separated")
     parser.add_argument("--all", action="store_true", help="all thirteen posteriors")
-    parser.add_argument("--methods", help="separated by semicolons; " + "; ".join(METHODS))
+    parser.add_argument(
+        "--methods", help="separated by semicolons; " + "; ".join((*METHODS, *ABLATIONS))
+    )
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--steps", type=int, default=10_000, help="of the peers")
     parser.add_argument("--learning-rate", type=float, default=5e-3, help="of the peers")
@@ -253,7 +322,8 @@ def main():
                 if (method, name, seed) in done:
                     continue
                 rows += run(method, name, seed, clock, options)
-                last = {k: v for k, v in rows[-1].items() if k not in ("settings", "reason")}
+                hidden = ("settings", "reason", "notes")
+                last = {k: v for k, v in rows[-1].items() if k not in hidden}
                 print(json.dumps(last), file=sys.stderr, flush=True)
                 if options.json:
                     options.json.write_text(json.dumps(rows, indent=1))

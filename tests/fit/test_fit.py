@@ -116,7 +116,8 @@ def test_ctrl_c_returns_the_best_so_far():
     def press(progress):
         raise KeyboardInterrupt
 
-    result = vf.fit(jax.random.key(7), CORRELATED, num_samples=8, callback=press, progress=False)
+    options = {"num_steps": 2000, "num_samples": 8, "progress": False}
+    result = vf.fit(jax.random.key(7), CORRELATED, callback=press, **options)
     assert len(result.history) == 100
     assert any("interrupted after 100 of 2000" in note for note in result.settings["notes"])
 
@@ -144,14 +145,14 @@ def test_an_objective_of_ones_own_has_path_gradients_unless_it_clips():
 
     run = {"num_steps": 100, "num_samples": 16, "progress": False}
     result = vf.fit(jax.random.key(9), CORRELATED, objective=scaled, **run)
-    assert result.settings["gradient"] == "path" and result.status == "ok"
+    assert result.settings["gradient"] == "path" and result.ess_fraction > 0.99
 
     def clipped(q, p):
         x, log_q = q.simulate()
         return jnp.minimum(p.log_prob(x) - log_q, 10.0)
 
     result = vf.fit(jax.random.key(9), CORRELATED, objective=clipped, **run)
-    assert result.settings["gradient"] == "total" and result.status == "ok"
+    assert result.settings["gradient"] == "total" and result.ess_fraction > 0.99
     assert any("clipped" in note for note in result.settings["notes"])
     with pytest.raises(ValueError, match="path.*clipped"):
         vf.fit(jax.random.key(9), CORRELATED, objective=clipped, gradient="path", **run)

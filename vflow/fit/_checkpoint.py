@@ -21,6 +21,7 @@ class Resumed(NamedTuple):
     Attributes:
         flow: the flow with all its arrays, preconditioning included.
         state: where the running round stood; its params are those of `flow`.
+        best: the best flow of the rounds before, if any.
         round: number of the running round of training.
         history: the objective over the finished rounds.
         settings: what the fit had settled before training.
@@ -28,6 +29,7 @@ class Resumed(NamedTuple):
 
     flow: Any
     state: LoopState
+    best: Any
     round: int
     history: np.ndarray
     settings: dict[str, Any]
@@ -66,11 +68,14 @@ class Checkpoint:
                 )
         return header["settings"]
 
-    def resume(self, flow: Any, optimizer_init: Callable, partition: Callable) -> Resumed:
-        """The content of the file, given a flow of the same structure."""
+    def resume(
+        self, flow: Any, optimizer_init: Callable, partition: Callable, best: Any = None
+    ) -> Resumed:
+        """The content of the file, given flows of the same structure."""
         header, leaves = read_file(self.path, "checkpoint")
         like = {
             "flow": flow,
+            "best": best,
             "optimizer": optimizer_init(partition(flow)[0]),
             "values": np.zeros(header["step"]),
             "history": np.zeros(header["done"]),
@@ -83,11 +88,22 @@ class Checkpoint:
             np.asarray(tree["values"]),
         )
         return Resumed(
-            tree["flow"], state, header["round"], np.asarray(tree["history"]), header["settings"]
+            tree["flow"],
+            state,
+            tree["best"],
+            header["round"],
+            np.asarray(tree["history"]),
+            header["settings"],
         )
 
     def save(
-        self, flow: Any, state: LoopState, round: int, history: np.ndarray, settings: dict[str, Any]
+        self,
+        flow: Any,
+        state: LoopState,
+        round: int,
+        history: np.ndarray,
+        settings: dict[str, Any],
+        best: Any = None,
     ) -> None:
         """Replace the file."""
         header = {
@@ -99,6 +115,7 @@ class Checkpoint:
         }
         tree = {
             "flow": flow,
+            "best": best,
             "optimizer": state.optimizer_state,
             "values": np.asarray(state.values, np.float64),
             "history": np.asarray(history, np.float64),

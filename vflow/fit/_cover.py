@@ -9,7 +9,7 @@ from scipy.special import gammaln, logsumexp
 from scipy.stats import chi2
 
 from vflow._core import Estimate
-from vflow.diagnostics import ess_fraction, log_evidence, psis
+from vflow.diagnostics import log_evidence, psis
 
 MAX_DIM = 25  # above, importance weights of a mixture found in this way say nothing
 _ROUNDS = 20
@@ -98,6 +98,14 @@ class _Mixture(NamedTuple):
         return self.locs[part] + np.einsum("nij,nj->ni", self.trils[part], noise)
 
 
+def effective_fraction(log_w: np.ndarray) -> float:
+    """The effective fraction of draws with these log weights; 0 where none has any."""
+    if np.isneginf(log_w).all():
+        return 0.0
+    w = np.exp(log_w - log_w.max())
+    return float(w.sum() ** 2 / (w**2).sum() / w.size)
+
+
 def apart(x: np.ndarray, parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> bool:
     """Whether a point (dim,) lies far outside every one of the Gaussians."""
     squares = [np.sum(np.linalg.solve(tril, x - loc) ** 2) for loc, tril in parts]
@@ -144,7 +152,7 @@ def find_cover(
     if found is None:
         return None
     white, log_weights = found
-    smoothed, fraction = psis(log_weights), float(ess_fraction(log_weights))
+    smoothed, fraction = psis(log_weights), effective_fraction(log_weights)
     trusted = smoothed.reason is None and smoothed.khat < smoothed.threshold
     trusted = bool(trusted and fraction > _TRUSTED)
     return Cover(origin + white @ scale.T, log_weights, log_evidence(log_weights), trusted)
@@ -177,8 +185,7 @@ def _adapt(
         if weights is None:
             return None
         mixture = _fit(points, weights, rng)
-        fresh = (log_p - log_q)[-_NUM_DRAWS:]
-        done = not np.isneginf(fresh).all() and ess_fraction(fresh) > _ENOUGH
+        done = effective_fraction((log_p - log_q)[-_NUM_DRAWS:]) > _ENOUGH
         good = good + 1 if done else 0
         if good == 2:
             break

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from vflow.distributions import AbstractDistribution
+from vflow.fit._compile import filter_jit
 from vflow.fit._dtype import cast, scope
 from vflow.fit._mesh import Layout
 from vflow.targets import Target
@@ -39,7 +40,7 @@ class Drawer:
         with scope(dtype):
             self._inputs = layout.inputs(dtype)
 
-        @eqx.filter_jit
+        @filter_jit
         def weighted(flow: Any, key: PRNGKeyArray, inputs: tuple[Any, ...]):
             bound = layout.bound(target, inputs)
             keys = layout.spread(jax.random.split(key, BATCH))
@@ -50,7 +51,7 @@ class Drawer:
             log_p = jax.lax.map(jax.vmap(bound.log_prob), blocks).reshape(-1)
             return layout.replicated((x, log_p - log_q))
 
-        @eqx.filter_jit
+        @filter_jit
         def plain(flow: Any, key: PRNGKeyArray):
             keys = layout.spread(jax.random.split(key, BATCH))
             x = jax.vmap(lambda key: flow.sample(key, **extra(flow, target)))(keys)

@@ -9,6 +9,7 @@ from jaxtyping import PRNGKeyArray
 from vflow.bijections import AbstractBijection
 from vflow.distributions import AbstractDistribution
 from vflow.distributions._sampling import as_key
+from vflow.fit._budget import budget_of
 from vflow.fit._checkpoint import Checkpoint
 from vflow.fit._checks import (
     check_callable,
@@ -22,17 +23,11 @@ from vflow.fit._guide import GuideDistribution, make_guide
 from vflow.fit._local_fit import fit_subsampled
 from vflow.fit._loop import Progress
 from vflow.fit._posterior import Posterior
-from vflow.fit._recipe import (
-    NUM_SAMPLES,
-    NUM_STEPS,
-)
 from vflow.fit._run import Run
 from vflow.flows.stochastic import StochasticFlow
 from vflow.targets import Target, decentre
 from vflow.targets import target as make_target
 from vflow.targets._rows import subsampled
-
-_ROUNDS = 3  # how often an unconvincing default fit is trained, at most
 
 
 def fit(
@@ -46,6 +41,7 @@ def fit(
     objective: Callable[[Any, Any], Any] | None = None,
     gradient: str | None = None,
     optimizer: optax.GradientTransformation | None = None,
+    budget: str | float = "default",
     num_steps: int | None = None,
     num_samples: int | None = None,
     precondition: str | AbstractBijection | None = "auto",
@@ -63,7 +59,10 @@ def fit(
     In order: the density is checked at the starting points; a Gaussian is fitted in float64 and
     becomes the affine layer behind the flow; the flow is trained on the whitened space by
     stochastic ascent with the path gradient; fresh draws give k-hat, effective sample size and
-    evidence. A default call whose verdict is not "ok" trains up to twice more before it says so.
+    evidence, and other witnesses are heard. A target that is Gaussian but for 0.02 nats is not trained.
+    Where the verdict is not "ok", further rounds try what it calls for: a start from draws that cover
+    more, a layer with power tails, more draws behind each gradient, spline layers. Each is kept only if
+    the verdict on fresh draws improves, and told in the notes.
 
     Args:
         key: PRNG key; the fit is a deterministic function of it.
@@ -82,8 +81,13 @@ def fit(
         gradient: "path", "total", or "auto" (their mixture of least variance, estimated as it
             goes); None takes path where objective and flow admit it.
         optimizer: an optax transformation; clipped Adam with cosine decay by default.
-        num_steps: gradient steps; 2000 by default, then also up to twice more if needed.
-        num_samples: draws behind each gradient; 128 by default.
+        budget: "quick": one round of 500 steps. "default": up to four rounds of 2000 steps of 128
+            draws. "thorough": up to six rounds of 6000 steps of 256 draws. Or seconds: up to six rounds
+            of the default's size, ended at that many seconds of wall clock; it is looked at after every
+            100 steps and before each round, so that preparation, compilation and the verdict may
+            exceed it, and the result depends on the machine. Those by name count steps: two runs agree.
+        num_steps: gradient steps of one round without escalation, whatever the budget says.
+        num_samples: draws behind each gradient in the first round; by the budget otherwise.
         precondition: "auto" fits the affine layer, after a change of coordinates where that helps: sites
             of a NumPyro model whose scale depends on other sites are decentred. None leaves both
             out; or a bijection to use.
@@ -122,6 +126,7 @@ def fit(
     if subsampled(program_or_target):
         settled = {"init": init, "guide": guide, "params": params, "objective": objective}
         settled |= {"checkpoint": checkpoint, "precondition": precondition}
+        settled |= {"budget": None if budget == "default" else budget}
         options = {"flow": flow, "gradient": gradient, "optimizer": optimizer}
         options |= {
             "num_steps": num_steps,
@@ -138,10 +143,11 @@ def fit(
         _check_guide(guide, flow, precondition)
         flow, precondition = make_guide(guide, params, target), None
     optimizer = check_optimizer("fit", optimizer)
-    escalate = num_steps is None
-    num_steps = check_count("fit", "num_steps", NUM_STEPS if num_steps is None else num_steps)
-    num_samples = NUM_SAMPLES if num_samples is None else num_samples
-    num_samples = check_count("fit", "num_samples", num_samples)
+    plan = budget_of(budget)
+    if num_steps is not None:
+        plan = plan._replace(num_steps=check_count("fit", "num_steps", num_steps), rounds=1)
+    if num_samples is not None:
+        plan = plan._replace(num_samples=check_count("fit", "num_samples", num_samples))
     check_choice("fit", "gradient", gradient, (None, "total", "path", "auto"))
     check_choice("fit", "dtype", dtype, ("auto", "float32", "float64"))
     for name, value in (("objective", objective), ("callback", callback)):
@@ -154,10 +160,10 @@ def fit(
             "fit: dtype='float32' under jax_enable_x64 is not supported; switch x64 off."
         )
 
-    run = Run(target, key, objective, gradient, optimizer, num_steps, num_samples, mesh)
+    run = Run(target, key, objective, gradient, optimizer, plan, mesh, near=num_steps is None)
     file = None if checkpoint is None else Checkpoint(checkpoint, run.identity(flow, precondition))
     run.prepare(flow, precondition, dtype, file)
-    return run.train(_ROUNDS if escalate else 1, progress, callback)
+    return run.train(progress, callback)
 
 
 def _target(program: Any, flow: Any) -> Target:

@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Array, PRNGKeyArray
 
 from vflow._core import FitError
+from vflow.fit._compile import jit, jit_once
 from vflow.fit._mixing import Mixed, at_share, measured
 
 CHUNK = 100
@@ -96,7 +97,7 @@ class Ascent:
             )
             return carry, jnp.where(ok, value, jnp.nan)
 
-        @jax.jit
+        @jit
         def run_chunk(key, carry, start, count, inputs):
             def body(carry, i):
                 return jax.lax.cond(
@@ -145,7 +146,7 @@ class Ascent:
             FitError: value or gradient stay non-finite; with step and last finite parameters.
         """
         if resume is None:
-            state = LoopState(0, params, self.optimizer.init(params), np.zeros(0))
+            state = LoopState(0, params, jit_once(self.optimizer.init)(params), np.zeros(0))
         else:
             state = resume
         stopped = None

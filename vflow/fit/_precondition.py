@@ -1,29 +1,52 @@
 """A Gaussian fit of the target, in float64: the affine layer in front of every flow."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
-from scipy.optimize import minimize
 
 from vflow._core import FitError
+from vflow.fit._compile import jit
 from vflow.fit._cover import MAX_DIM, Cover, apart, find_cover
 from vflow.fit._dtype import scope
+from vflow.fit._lbfgs import climb
+from vflow.fit._low_rank import LowRank, find_low_rank
 from vflow.targets import Target, site_table
 from vflow.targets._preflight import diagnosis
 
 _NUM_STARTS = 4
 _NUM_PAIRS = 32  # antithetic pairs of draws behind every expectation
-_DENSE_LIMIT = 200  # above, the Gaussian is diagonal
+DENSE_LIMIT = 200  # above, the Gaussian is low-rank plus diagonal
 _CURVATURE_POINTS = 4096  # gradients spent on one curvature, where 4 pairs a column allow it
 _RACE_STEPS = 4
 _MAX_STEPS = 60
 _TOLERANCE = 0.03  # nats: what the flow finds in its first steps anyway
+_NUM_PROBES = 1024  # of the best Gaussian, for what is to be known about the target
+_NUM_FRESH = 256  # of a rival, for a bound that is not optimistic
+_MOST_MODES = 4
+_FAR_BELOW = 20.0  # nats below the best bound at which a rival no longer matters
 _UNBOUNDED = 1e12  # nats: no constant that was left out is as large
 _DIFFERENCE = 1e-4  # in standard deviations of the current Gaussian
+
+
+class Mode(NamedTuple):
+    """A Gaussian that another start led to, away from the best one.
+
+    Attributes:
+        origin: where it was started from.
+        elbo: the evidence lower bound that it reached, in nats.
+        loc: its mean, shape (dim,).
+        tril: lower Cholesky factor of its covariance, shape (dim, dim).
+    """
+
+    origin: str
+    elbo: float
+    loc: np.ndarray
+    tril: np.ndarray
 
 
 class Gaussian(NamedTuple):
@@ -36,6 +59,10 @@ class Gaussian(NamedTuple):
         origin: where it was started from.
         rivals: the other starts with the bounds they reached; -inf where one broke down.
         cover: weighted draws that cover the target, found from all starts; None where there are none.
+        modes: Gaussians from other starts, where they lie far outside this one and each other.
+        draws: from it, shape (n, dim), float64.
+        log_p: the log density at these draws, shape (n,).
+        factors: its covariance, low-rank plus diagonal, above 200 coordinates.
     """
 
     loc: np.ndarray
@@ -44,6 +71,16 @@ class Gaussian(NamedTuple):
     origin: str
     rivals: tuple[tuple[str, float], ...]
     cover: Cover | None = None
+    modes: tuple[Mode, ...] = ()
+    draws: np.ndarray = np.zeros((0, 0))
+    log_p: np.ndarray = np.zeros(0)
+    factors: LowRank | None = None
+
+    def gap(self) -> float:
+        """About how many nats the target is away: half the variance of its log weights, or inf."""
+        white = np.linalg.solve(self.tril, (self.draws - self.loc).T)
+        log_w = self.log_p + 0.5 * (white**2).sum(axis=0)
+        return float(0.5 * log_w.var()) if len(log_w) and np.isfinite(log_w).all() else math.inf
 
     def witness(self) -> list[float] | None:
         """Log evidence and its standard error from the cover, where its weights can be trusted."""
@@ -59,9 +96,8 @@ class _Density:
         self.block = 2 * _NUM_PAIRS
         self.num_blocks = max(1, min(2 * self.dim, 64))
         value_and_grad = jax.value_and_grad(target.log_prob)
-        self._one = jax.jit(value_and_grad)
 
-        @jax.jit
+        @jit
         def many(points, count):
             """The first `count` blocks of points (num_blocks, block, dim); the rest is zero."""
 
@@ -73,10 +109,6 @@ class _Density:
             return jax.lax.fori_loop(0, count, body, empty)
 
         self._many = many
-
-    def one(self, x: np.ndarray) -> tuple[float, np.ndarray]:
-        value, grad = self._one(x)
-        return float(value), np.asarray(grad)
 
     def many(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Any number of points (n, dim): one program, one call for up to num_blocks * block."""
@@ -95,6 +127,12 @@ class _Density:
 
 
 def fit_gaussian(target: Target, key: PRNGKeyArray) -> Gaussian:
+    """`race`, and the cover of what it found."""
+    _, cover = race(target, key)
+    return cover()
+
+
+def race(target: Target, key: PRNGKeyArray) -> tuple[Gaussian, Callable[[], Gaussian]]:
     r"""The best Gaussian approximation of a target found from several starts.
 
     Each start (the origin and prior draws) is climbed to a mode by L-BFGS; from the Laplace
@@ -108,8 +146,8 @@ def fit_gaussian(target: Target, key: PRNGKeyArray) -> Gaussian:
     which keeps the covariance positive definite; a step that lowers the bound is halved. $W$
     comes from differences of gradients along the columns of $L$: no Hessian is compiled. The
     candidates race, the worse half dropping out every few steps, until two are left.
-    Above 200 coordinates the Gaussian is diagonal and the diagonal of $W$ is estimated along random
-    signs.
+    Above 200 coordinates the race is between diagonal Gaussians, with the diagonal of $W$ estimated along
+    random signs, and the best gets a low-rank plus diagonal covariance (`find_low_rank`).
 
     Up to 25 coordinates, a mixture that starts from all these Gaussians, and from the modes that
     a dozen more starts lead to, is adapted to the target. Its weighted draws show mass that the
@@ -120,7 +158,7 @@ def fit_gaussian(target: Target, key: PRNGKeyArray) -> Gaussian:
         key: PRNG key of the starts and the draws.
 
     Returns:
-        The Gaussian with the best bound.
+        The Gaussian with the best bound, and a function that returns it with its cover.
 
     Raises:
         FitError: no start has a finite log density and gradient; with a table by site.
@@ -128,11 +166,11 @@ def fit_gaussian(target: Target, key: PRNGKeyArray) -> Gaussian:
     Source:
         Opper & Archambeau 2009; Lin, Schmidt & Khan 2020 (arXiv 2002.10060), equation 18.
     """
+    words = np.asarray(jax.random.key_data(key)).reshape(-1)
     with scope("float64"):
         density = _Density(target)
-        start_key, draw_key = jax.random.split(key)
-        starts = _starts(target, density, start_key)
-        draws = np.asarray(jax.random.normal(draw_key, (_NUM_PAIRS, target.dim)))
+        starts = _starts(target, density, key, np.random.default_rng([*words, 0]))
+        draws = np.random.default_rng([*words, 1]).standard_normal((_NUM_PAIRS, target.dim))
         climber = _Climber(density, draws)
         racers = [
             (name, state)
@@ -154,25 +192,66 @@ def fit_gaussian(target: Target, key: PRNGKeyArray) -> Gaussian:
         racers = [(name, climber.climb(state, _MAX_STEPS)) for name, state in racers]
         racers.sort(key=lambda racer: -racer[1].elbo)
         (origin, best), rivals = racers[0], racers[1:] + rivals
-        losers = tuple((name, state.elbo) for name, state in rivals)
-        found = Gaussian(best.loc, best.dense_tril(), best.elbo, origin, losers)
+        tril, factors = best.dense_tril(), None
+        if best.tril.ndim == 1:
+            rng = np.random.default_rng([*words, 4])
+            loc, factors, elbo = find_low_rank(density.many, best.loc, best.tril, rng)
+            tril = factors.tril()
+            best = best._replace(loc=loc, elbo=max(elbo, best.elbo))
+        white = np.random.default_rng([*words, 2]).standard_normal((_NUM_PROBES, target.dim))
+        probes = best.loc + white @ tril.T
+        found = Gaussian(
+            best.loc,
+            tril,
+            best.elbo,
+            origin,
+            tuple((name, state.elbo) for name, state in rivals),
+            modes=_modes(density, best, rivals, white[:_NUM_FRESH]),
+            draws=probes,
+            log_p=density.many(probes)[0],
+            factors=factors,
+        )
+
+    def cover() -> Gaussian:
         if target.dim > MAX_DIM:
             return found
-        parts = [(state.loc, state.dense_tril()) for _, state in [(origin, best), *rivals]]
-        for start in starts[_NUM_STARTS:]:  # modes that the race has not seen
-            mode = _climb_to_mode(density, start)
-            if apart(mode, parts):
-                parts.append((mode, _curvature_root(density, mode, 1e-2)))
-        seed = np.asarray(jax.random.key_data(jax.random.fold_in(draw_key, 1)))
-        cover = find_cover(lambda x: density.many(x)[0], parts, np.random.default_rng(seed))
-        return found._replace(cover=cover)
+        with scope("float64"):
+            parts = [(state.loc, state.dense_tril()) for state in (best, *(s for _, s in rivals))]
+            others = starts[_NUM_STARTS:]
+            for mode in climb(density.many, np.stack(others)) if others else ():
+                if apart(mode, parts):
+                    parts.append((mode, _curvature_root(density, mode, 1e-2)))
+            rng = np.random.default_rng([*words, 3])
+            return found._replace(cover=find_cover(lambda x: density.many(x)[0], parts, rng))
+
+    return found, cover
 
 
-def _starts(target: Target, density: _Density, key: PRNGKeyArray) -> list[np.ndarray]:
+def _modes(
+    density: _Density, best: "_State", rivals: list[tuple[str, "_State"]], white: np.ndarray
+) -> tuple[Mode, ...]:
+    """The rivals that lie far outside the best Gaussian and each other, with bounds on fresh draws."""
+    parts, modes = [(best.loc, best.dense_tril())], []
+    for name, state in sorted(rivals, key=lambda rival: -rival[1].elbo):
+        if len(modes) == _MOST_MODES or state.elbo < best.elbo - _FAR_BELOW:
+            break
+        tril = state.dense_tril()
+        if apart(state.loc, parts):
+            parts.append((state.loc, tril))
+            values = density.many(state.loc + white @ tril.T)[0]
+            entropy = np.log(np.diag(tril)).sum() + 0.5 * len(tril) * (1 + math.log(2 * math.pi))
+            bound = float(values.mean() + entropy)
+            if bound > best.elbo - _FAR_BELOW:
+                modes.append(Mode(name, bound, state.loc, tril))
+    return tuple(modes)
+
+
+def _starts(
+    target: Target, density: _Density, key: PRNGKeyArray, rng: np.random.Generator
+) -> list[np.ndarray]:
     """The origin, draws from the prior and near points, where density and gradient are finite."""
-    prior_key, near_key = jax.random.split(key)
-    prior = np.asarray(target.prior_draws(prior_key, 8), np.float64)
-    near = np.asarray(jax.random.uniform(near_key, (8, target.dim), minval=-2.0, maxval=2.0))
+    prior = np.asarray(target.prior_draws(key, 8), np.float64)
+    near = rng.uniform(-2.0, 2.0, (8, target.dim))
     # Alternating, so that a prior without a usable draw leaves the near ones, and vice versa.
     points = np.stack([prior, near], axis=1).reshape(-1, target.dim)
     points = np.concatenate([np.zeros((1, target.dim)), points])
@@ -186,21 +265,10 @@ def _starts(target: Target, density: _Density, key: PRNGKeyArray) -> list[np.nda
 
 def _candidates(density: _Density, starts: list[np.ndarray]):
     """(name, loc, tril) of the Gaussians to start from."""
-    for i, start in enumerate(starts):
-        mode = _climb_to_mode(density, start)
+    modes = climb(density.many, np.stack(starts))
+    for i, (start, mode) in enumerate(zip(starts, modes, strict=True)):
         yield f"Laplace at the mode from start {i}", mode, _curvature_root(density, mode, 1e-2)
         yield f"start {i}", start, _curvature_root(density, start, 1.0)
-
-
-def _climb_to_mode(density: _Density, start: np.ndarray) -> np.ndarray:
-    def loss(x):
-        value, grad = density.one(x)
-        if not (math.isfinite(value) and np.isfinite(grad).all()):
-            return 1e100, np.zeros_like(x)  # the line search steps back
-        return -value, -grad
-
-    result = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 200})
-    return result.x if np.isfinite(result.x).all() else start
 
 
 def _curvature_root(density: _Density, x: np.ndarray, floor: float) -> np.ndarray:
@@ -209,7 +277,7 @@ def _curvature_root(density: _Density, x: np.ndarray, floor: float) -> np.ndarra
     Steps of the differences are fixed at 1e-5 here: there is no scale to go by yet.
     """
     dim = len(x)
-    if dim > _DENSE_LIMIT:
+    if dim > DENSE_LIMIT:
         return np.ones(dim)
     steps = 1e-5 * np.eye(dim)
     _, up = density.many(x + steps)

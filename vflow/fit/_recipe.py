@@ -12,19 +12,20 @@ from jaxtyping import PRNGKeyArray
 from vflow._core import ProgramError
 from vflow.bijections import Affine, Chain, Freeze, SinhArcsinhTransformer, TriangularAffine
 from vflow.distributions import Flow, Mixture
+from vflow.fit._compile import filter_jit_once, jit_once
 from vflow.fit._cover import Cover
-from vflow.fit._dtype import cast, default_dtype, scope
-from vflow.fit._precondition import Gaussian
+from vflow.fit._dtype import cast, default_dtype
+from vflow.fit._low_rank import LowRank
+from vflow.fit._precondition import DENSE_LIMIT, Gaussian
 from vflow.flows import coupling
 from vflow.flows.stochastic import StochasticFlow
 from vflow.objectives import elbo
 from vflow.programs import expect
 from vflow.targets import Target
 
-NUM_STEPS = 2000
-NUM_SAMPLES = 128
 # float32 will do if rounding moves the log density by less than this between draws, in nats.
 _ROUNDING = 0.02
+_NEAR = 0.02  # nats: means and sds of the best Gaussian are right to first order of this, not of its root
 _OUTSIDE = 0.4  # share of the mass outside the Gaussian from which on it is no place to start
 
 
@@ -36,11 +37,8 @@ def choose_dtype(target: Target, gaussian: Gaussian | None) -> tuple[str, str | 
     """
     if default_dtype() == "float64" or gaussian is None:
         return default_dtype(), None
-    with scope("float64"):
-        draws = np.random.default_rng(0).standard_normal((64, target.dim))
-        x = gaussian.loc + draws @ gaussian.tril.T
-        exact = np.asarray(jax.jit(jax.vmap(target.log_prob))(x))
-    rounded = np.asarray(jax.jit(jax.vmap(target.log_prob))(x.astype(np.float32)), np.float64)
+    x, exact = gaussian.draws[:64], gaussian.log_p[:64]
+    rounded = np.asarray(jit_once(jax.vmap(target.log_prob))(x.astype(np.float32)), np.float64)
     known = np.isfinite(exact)
     if not np.isfinite(rounded[known]).all():
         return "float64", (
@@ -63,19 +61,28 @@ def covering(gaussian: Gaussian | None) -> Cover | None:
     return cover if cover.outside(gaussian.loc, gaussian.tril) > _OUTSIDE else None
 
 
+def near(gaussian: Gaussian | None) -> bool:
+    """Whether the target is as good as Gaussian, so that there is nothing to train."""
+    return gaussian is not None and gaussian.gap() < _NEAR
+
+
 def whitening(gaussian: Gaussian, dtype: str) -> Freeze:
     """The affine layer that carries the standard normal to the Gaussian fit; not trained."""
+    if len(gaussian.loc) > DENSE_LIMIT:
+        factors = gaussian.factors or LowRank.identity(len(gaussian.loc))
+        return factors.layer(gaussian.loc, dtype)
     loc, tril = jax.numpy.asarray(gaussian.loc, dtype), jax.numpy.asarray(gaussian.tril, dtype)
-    off_diagonal = np.count_nonzero(gaussian.tril) > len(gaussian.loc)
-    if off_diagonal:
-        return Freeze(TriangularAffine.from_loc_tril(loc, tril))
+    if np.count_nonzero(gaussian.tril) > len(gaussian.loc):
+        return filter_jit_once(lambda m, t: Freeze(TriangularAffine.from_loc_tril(m, t)))(loc, tril)
     return Freeze(Affine(loc, jax.numpy.diagonal(tril)))
 
 
 def default_flow(key: PRNGKeyArray, dim: int, *, bent: bool = False) -> Flow:
     """Affine coupling layers, or spline ones where the target is far from a Gaussian."""
     transformer = "spline" if bent else "affine" if dim > 1 else SinhArcsinhTransformer()
-    return coupling(key, dim, transformer=transformer, num_layers=8, hidden=(32, 32))
+    return filter_jit_once(
+        lambda key: coupling(key, dim, transformer=transformer, num_layers=8, hidden=(32, 32))
+    )(key)
 
 
 def precondition(flow: Any, layer: Any) -> Flow | Mixture | StochasticFlow:

@@ -12,7 +12,7 @@ from vflow._core import Estimate
 from vflow.fit._codec import NotOurs, decode, encode
 from vflow.fit._dtype import cast, default_dtype, scope
 from vflow.fit._save import read_file, restore, vflow_version
-from vflow.fit._verdict import Verdict
+from vflow.fit._verdict import SiteShift, Verdict, Witness
 from vflow.targets import Target
 
 
@@ -77,6 +77,8 @@ def read_record(path: str | os.PathLike, target: Target, template: Any) -> tuple
         "reasons": tuple(header["verdict"]["reasons"]),
         "elbo": Estimate(*header["verdict"]["elbo"]),
         "log_evidence": Estimate(*header["verdict"]["log_evidence"]),
+        "witnesses": tuple(Witness(*w) for w in header["verdict"].get("witnesses", ())),
+        "sites": tuple(SiteShift(*s) for s in header["verdict"].get("sites", ())),
     }
     return cast(flow, default_dtype()), Verdict(**verdict), history, header["settings"]
 

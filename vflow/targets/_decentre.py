@@ -1,5 +1,7 @@
 """A hierarchical model in coordinates in which its sites do not depend on each other's scale."""
 
+from typing import Any
+
 import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray
@@ -10,12 +12,15 @@ from vflow.targets._target import Target
 _NUM_POINTS = 4
 
 
-def funnels(target: Target, key: PRNGKeyArray) -> tuple[str, ...]:
+def funnels(
+    target: Target, key: PRNGKeyArray | None = None, *, points: Any = None
+) -> tuple[str, ...]:
     """The location-scale sites of a NumPyro model whose scale depends on other sites.
 
     Args:
         target: any target.
         key: PRNG key of the prior draws at which the scales are compared.
+        points: instead of a key, other points (n, dim) to compare them at.
 
     Returns:
         Names of sites; none for a target that is no NumPyro model.
@@ -23,7 +28,7 @@ def funnels(target: Target, key: PRNGKeyArray) -> tuple[str, ...]:
     space = target.space
     if not isinstance(space, NumpyroSpace):
         return ()
-    points = space.prior_draws(key, _NUM_POINTS)
+    points = space.prior_draws(key, _NUM_POINTS) if key is not None else points
     scales = jax.jit(jax.vmap(space.hierarchical))(points)
     varied = {name for name, scale in scales.items() if np.ptp(scale, axis=0).max() > 0}
     return tuple(site.name for site in target.sites if site.name in varied)

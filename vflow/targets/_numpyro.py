@@ -147,8 +147,11 @@ class NumpyroSpace(AbstractSpace):
             return jnp.where(jnp.isfinite(x), x, jax.random.normal(spare, x.shape, x.dtype))
 
         # This generator compiles in half the time, which is nearly all that these draws cost.
-        data = jax.random.bits(key, (n, 4), "uint32")
-        return jax.jit(jax.vmap(one))(jax.random.wrap_key_data(data, impl="unsafe_rbg"))
+        def many(key):
+            data = jax.random.bits(key, (n, 4), "uint32")
+            return jax.vmap(one)(jax.random.wrap_key_data(data, impl="unsafe_rbg"))
+
+        return jax.jit(many)(key)
 
     def hierarchical(self, x: Array) -> dict[str, Array]:
         """The scale of each site that could be decentred, at an unconstrained point."""
