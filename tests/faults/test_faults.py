@@ -186,8 +186,9 @@ def python(script, *arguments):
 @pytest.mark.timeout(1500)
 def test_killed_at_any_moment_a_fit_goes_on_bit_for_bit(tmp_path):
     """kill -9 after random times, again and again, until a run comes through."""
-    whole = python("killed", tmp_path / "a", tmp_path / "whole.npy")
-    assert whole.wait() == 0, whole.stderr.read()
+    process = python("killed", tmp_path / "a", tmp_path / "whole.npy")
+    _, said = process.communicate()
+    assert process.returncode == 0, said
     began = time.monotonic()
     rng, kills, seen = np.random.default_rng(0), 0, set()
     while True:
@@ -201,9 +202,10 @@ def test_killed_at_any_moment_a_fit_goes_on_bit_for_bit(tmp_path):
         if process.poll() is None:
             time.sleep(float(rng.uniform(0.0, 0.05)))
             process.kill()
-        if process.wait() == 0:
+        _, said = process.communicate()
+        if process.returncode == 0:
             break
-        assert process.returncode == -signal.SIGKILL, process.stderr.read()
+        assert process.returncode == -signal.SIGKILL, said
         kills += 1
         seen.add(now)
         assert time.monotonic() - began < 1200

@@ -1,5 +1,8 @@
 """Bad inputs that no other test covers: each is refused by name, or does what docs/reliability.md says."""
 
+import copy
+import pickle
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -10,6 +13,8 @@ import pytest
 
 import vflow as vf
 from vflow.fit import _guards
+from vflow.fit._posterior import Posterior
+from vflow.fit._verdict import judge
 
 pytestmark = pytest.mark.lean
 KEY = jax.random.key(0)
@@ -114,6 +119,38 @@ def test_a_layer_of_the_users_own_that_is_no_bijection():
         vf.fit(KEY, BOWL, flow=flow)
     with pytest.raises(ValueError, match="the inverse does not undo the forward map"):
         vf.diagnostics.check_bijection(Fold(), KEY)
+
+
+class Listed(vf.bijections.AbstractBijection):
+    """The identity, with a list where a tuple should be."""
+
+    names: list[str] = eqx.field(static=True)
+    shape: tuple[int, ...] = eqx.field(static=True, default=(2,))
+    condition_shape: None = eqx.field(static=True, default=None)
+
+    def forward_and_log_det(self, x, condition=None):
+        return x, jnp.zeros_like(x, shape=())
+
+    def inverse_and_log_det(self, y, condition=None):
+        return y, jnp.zeros_like(y, shape=())
+
+
+def test_static_fields_that_cannot_be_hashed():
+    flow = vf.distributions.Flow(gaussian(), Listed(["a"]))
+    with pytest.raises(TypeError, match="static field 'names' of Listed cannot be hashed"):
+        vf.fit(KEY, BOWL, flow=flow)
+
+
+def test_counts_of_bins_and_knots():
+    with pytest.raises(ValueError, match="num_bins must be an integer from 2"):
+        vf.flows.coupling(KEY, 2, transformer=vf.bijections.Spline(num_bins=1))
+
+
+def test_pickling_says_what_to_do_instead():
+    fit = Posterior(gaussian(), BOWL, judge(np.linspace(0.0, 0.1, 100)), np.zeros(1), {})
+    with pytest.raises(TypeError, match=r"posterior\.save.*vf\.load"):
+        pickle.dumps(fit)
+    assert copy.deepcopy(fit).status == copy.copy(fit).status == fit.status
 
 
 @pytest.mark.parametrize(

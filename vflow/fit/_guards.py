@@ -1,5 +1,6 @@
 """Where a fit may run, and whether the family that is handed to it is sound."""
 
+import dataclasses
 import os
 from typing import Any
 
@@ -45,12 +46,15 @@ def check_sound(owner: str, flow: Any) -> None:
 
     Raises:
         ValueError: the leaf, or the layer, is named.
+        TypeError: a layer has a static field that cannot be hashed.
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path(flow):
         floating = eqx.is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.floating)
         if floating and np.isnan(np.asarray(leaf)).any():
             raise ValueError(f"{owner}: flow{jax.tree_util.keystr(path)} is NaN before training.")
-    strangers = sorted({type(layer).__name__ for layer in _layers(flow) if _foreign(layer)})
+    strangers = [layer for layer in _layers(flow) if _foreign(layer)]
+    for layer in strangers:
+        _check_static(owner, layer)
     if not strangers or not isinstance(flow, Flow):
         return
     try:
@@ -59,11 +63,25 @@ def check_sound(owner: str, flow: Any) -> None:
         return
     off = np.abs(back - z).max() / (1 + np.abs(z).max())
     if not off < 0.01:
+        names = ", ".join(sorted({type(layer).__name__ for layer in strangers}))
         raise ValueError(
-            f"{owner}: the bijection of flow, with layers of your own ({', '.join(strangers)}), is "
+            f"{owner}: the bijection of flow, with layers of your own ({names}), is "
             f"not undone by its inverse: draws of the base come back {off:.2g} off. Its density is "
             "wrong then; vf.diagnostics.check_bijection(layer, key) tells more."
         )
+
+
+def _check_static(owner: str, layer: AbstractBijection) -> None:
+    for field in dataclasses.fields(layer):
+        if not field.metadata.get("static", False):
+            continue
+        try:
+            hash(getattr(layer, field.name))
+        except TypeError:
+            raise TypeError(
+                f"{owner}: static field {field.name!r} of {type(layer).__name__} cannot be hashed: "
+                "make it a tuple, or a field that is not static."
+            ) from None
 
 
 @eqx.filter_jit

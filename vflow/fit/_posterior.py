@@ -425,6 +425,18 @@ class Posterior:
             f"ess_fraction={self.ess_fraction:.3f}, sites={[s.name for s in self.target.sites]})"
         )
 
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "a Posterior is not pickled: posterior.save(path) writes it to a file, and "
+            "vf.load(path, program) reads it."
+        )
+
+    def __copy__(self) -> "Posterior":
+        return self
+
+    def __deepcopy__(self, memo: Any) -> "Posterior":
+        return self  # nothing in it changes
+
     def _resample(self, key: Any, n: int) -> np.ndarray:
         key, key_u = jax.random.split(as_key(key))
         keys = iter(jax.random.split(key, 64))
