@@ -27,6 +27,7 @@ from vflow.fit._verdict import Verdict
 from vflow.targets import Target
 
 _SUMMARY_DRAWS = 4 * BATCH
+_SUMMARY_NUMBERS = 1 << 25  # in memory at once
 _TABLE_ROWS = 40
 
 
@@ -86,6 +87,7 @@ class Posterior:
         self._drawer = Drawer(target, self.settings["dtype"]) if drawer is None else drawer
         self._points = Points(target, self.settings["dtype"])
         self._table: Summary | None = None
+        self._num_summary = min(_SUMMARY_DRAWS, max(1024, _SUMMARY_NUMBERS // target.dim))
 
     @property
     def status(self) -> str:
@@ -316,13 +318,14 @@ class Posterior:
     def summary(self) -> Summary:
         """Mean, sd and the 5%, 50% and 95% quantiles of each element of each site.
 
-        They come from 16384 draws of `sample` with a fixed key, so that two calls agree.
+        They come from 16384 draws of `sample` (fewer above 2048 coordinates) with a fixed key, so that
+        two calls agree.
 
         Returns:
             A mapping `site` or `site[i,j]` -> row; it prints as a table.
         """
         if self._table is None:
-            x = self._drawer.plain(self.flow, jax.random.key(0), _SUMMARY_DRAWS)
+            x = self._drawer.plain(self.flow, jax.random.key(0), self._num_summary)
             self._table = summarise(self._sites(x))
         return self._table
 
@@ -381,7 +384,7 @@ class Posterior:
         """
         from vflow.fit._report import report
 
-        x, log_w = self._drawer.weighted(self.flow, jax.random.key(0), _SUMMARY_DRAWS)
+        x, log_w = self._drawer.weighted(self.flow, jax.random.key(0), self._num_summary)
         draws = self._sites(x)
         smoothed = psis(log_w)
         corrected = None
