@@ -8,6 +8,7 @@ from vflow.flows.stochastic._langevin import Langevin as Langevin
 from vflow.flows.stochastic._metropolis import HMC as HMC
 from vflow.flows.stochastic._metropolis import MALA as MALA
 from vflow.flows.stochastic._metropolis import Metropolis as Metropolis
+from vflow.flows.stochastic._proposal import Proposal as Proposal
 from vflow.flows.stochastic._smc import Particles as Particles
 from vflow.flows.stochastic._smc import sequential_monte_carlo as sequential_monte_carlo
 from vflow.flows.stochastic._transition import AbstractTransition as AbstractTransition
@@ -21,6 +22,7 @@ __all__ = [
     "Langevin",
     "Metropolis",
     "Particles",
+    "Proposal",
     "StochasticFlow",
     "Trajectory",
     "UnderdampedLangevin",
