@@ -73,8 +73,8 @@ METHODS = {
     "flow, ELBO": (couplings, elbo("path"), 1, 3e-3),
     "flow, FAB": (couplings, fab, 29, 3e-3),
     "flow, FAB with replay": (couplings, None, 29, 3e-3),
-    "annealed": (annealed, elbo("total"), 41, 1e-2),
-    "stochastic flow": (stochastic, elbo("total"), 16, 3e-3),
+    "annealed, ELBO": (annealed, elbo("total"), 41, 1e-2),
+    "stochastic flow, ELBO": (stochastic, elbo("total"), 16, 3e-3),
     "stochastic flow, CRAFT": (reversible, craft, 37, 3e-3),
 }
 
@@ -199,7 +199,7 @@ def picture(found, path):
     left.axvline(RIGHT, color="k", lw=0.8)
     left.set_xlabel("mass of the right well (orange: raw)")
     left.set_yticks(range(len(found)), list(found))
-    left.invert_yaxis()
+    left.set_ylim(len(found) - 0.5, -0.5)
     right.set_xscale("log")
     right.set_xlabel("error of log Z, nats")
     figure.tight_layout()
