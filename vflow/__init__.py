@@ -24,6 +24,7 @@ from vflow.fit import Progress as Progress
 from vflow.fit import Refined as Refined
 from vflow.fit import fit as fit
 from vflow.fit import fit_density as fit_density
+from vflow.fit import fit_fn as fit_fn
 from vflow.fit import load as load
 from vflow.fit import maximize as maximize
 from vflow.programs import Program as Program
@@ -86,6 +87,7 @@ __all__ = [
     "expect",
     "fit",
     "fit_density",
+    "fit_fn",
     "flows",
     "from_numpyro",
     "implicit",

@@ -3,6 +3,8 @@
 from vflow.fit._density import DensityFit as DensityFit
 from vflow.fit._density import fit_density as fit_density
 from vflow.fit._fit import fit as fit
+from vflow.fit._fit_fn import Fitted as Fitted
+from vflow.fit._fit_fn import fit_fn as fit_fn
 from vflow.fit._load import load as load
 from vflow.fit._loop import Progress as Progress
 from vflow.fit._maximize import Maximum as Maximum
@@ -13,6 +15,7 @@ from vflow.fit._summary import Summary as Summary
 
 __all__ = [
     "DensityFit",
+    "Fitted",
     "Maximum",
     "Posterior",
     "Progress",
@@ -20,6 +23,7 @@ __all__ = [
     "Summary",
     "fit",
     "fit_density",
+    "fit_fn",
     "load",
     "maximize",
 ]
