@@ -1,5 +1,6 @@
 """Fits of models with a subsampled plate: minibatches of rows, perhaps with locals of their own."""
 
+import dataclasses
 import time
 from typing import Any
 
@@ -28,11 +29,12 @@ from vflow.fit._recipe import (
     precondition,
     to_default,
 )
-from vflow.fit._verdict import Verdict, judge
+from vflow.fit._verdict import Verdict, Witness, judge
 from vflow.objectives import elbo
 from vflow.programs import value_and_grad
 from vflow.targets import Target
 from vflow.targets._rows import Rows
+from vflow.targets._site import Site
 
 LOCAL = ("per-datum", "amortised")
 NUM_STEPS = 2000
@@ -181,13 +183,12 @@ def judge_rows(drawer: RowDrawer, flow: Any, key: PRNGKeyArray) -> tuple[Verdict
     rows = drawer.rows
     cost = rows.size * drawer.inner
     num_draws = int(np.clip(_EVALUATIONS / cost, *_DRAWS))
-    log_w = np.concatenate(
-        [
-            drawer.weighted(flow, jax.random.fold_in(key, i), n)[1]
-            for i, n in enumerate(_portions(num_draws, drawer.batch))
-        ]
-    )
-    verdict = judge(log_w)
+    parts = []
+    for i, n in enumerate(_portions(num_draws, drawer.batch)):
+        x, log_w = drawer.weighted(flow, jax.random.fold_in(key, i), n)
+        parts.append((x[:, rows.global_index], log_w))
+    g, log_w = (np.concatenate(part) for part in zip(*parts, strict=True))
+    verdict = judge(log_w, draws=np.asarray(g, np.float64), sites=_global_sites(rows))
     if not rows.num_locals:
         return verdict, None
     order = np.random.default_rng(np.asarray(jax.random.key_data(key))).permutation(rows.size)
@@ -208,7 +209,18 @@ def judge_rows(drawer: RowDrawer, flow: Any, key: PRNGKeyArray) -> tuple[Verdict
         )
         status = "failed" if verdict.status == "failed" else "suspect"
         verdict = verdict._replace(status=status, reasons=(*verdict.reasons, reason))
-    return verdict, told
+    witness = Witness("locals of some rows", told, not any(bad))
+    return verdict._replace(witnesses=(*verdict.witnesses, witness)), told
+
+
+def _global_sites(rows: Rows) -> list[Site]:
+    """The sites outside the plate, with their places among the globals."""
+    place = {int(x): i for i, x in enumerate(rows.global_index)}
+    return [
+        dataclasses.replace(s, start=place[s.start], stop=place[s.start] + s.stop - s.start)
+        for s in rows.whole.sites
+        if s.start in place and s.stop > s.start
+    ]
 
 
 def _portions(n: int, size: int) -> list[int]:
