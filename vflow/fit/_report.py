@@ -97,8 +97,22 @@ def _verdict(posterior: Any) -> str:
     return (
         f'<h1>Posterior: <span class="badge {status}">{status}</span></h1>'
         f"<p>{_MEANING[status]}</p>{f'<ul>{reasons}</ul>' if reasons else ''}"
-        f"{_key_values(rows)}<p>{_BLIND}</p>"
+        f"{_key_values(rows)}{_witnesses(verdict)}<p>{_BLIND}</p>"
     )
+
+
+def _witnesses(verdict: Any) -> str:
+    """What was looked at, and how far the weights move each site."""
+    said = {True: "agrees", False: "objects", None: "not heard"}
+    rows = {w.name: f"{said[w.agrees]}: {w.says}" for w in verdict.witnesses}
+    moved = {
+        row.site: f"mean by {row.mean:.3f} sd, sd by a factor of {math.exp(row.log_sd):.3f}"
+        for row in verdict.sites
+    }
+    parts = [f"<h2>Witnesses</h2>{_key_values(rows)}"] if rows else []
+    if moved:
+        parts.append(f"<p>How far the weights move each site, at most:</p>{_key_values(moved)}")
+    return "".join(parts)
 
 
 def _history(history: np.ndarray) -> str:
