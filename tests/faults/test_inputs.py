@@ -74,6 +74,11 @@ def test_data_of_any_number_type_is_the_same_data(dtype):
     np.testing.assert_allclose(other.log_prob(np.ones(1)), same.log_prob(np.ones(1)), rtol=1e-12)
 
 
+def test_a_list_is_data_too():
+    target, same = (vf.target(program(y)) for y in ([1, 0.5], np.array([1.0, 0.5])))
+    np.testing.assert_array_equal(target.log_prob(np.ones(1)), same.log_prob(np.ones(1)))
+
+
 def test_a_failure_without_words_is_told_by_its_line():
     def model():
         with numpyro.plate("rows", 4), numpyro.plate("columns", 3, dim=-1):
@@ -166,6 +171,27 @@ def test_pickling_says_what_to_do_instead():
 def test_log_densities_that_no_fit_can_use(log_density, match):
     with pytest.raises(vf.FitError, match=match):
         vf.fit(KEY, vf.Target(log_density, 2), flow=gaussian(), **RUN)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "log_density",
+    [
+        lambda x: 0.0 * x.sum(),
+        lambda x: x.sum(),
+        lambda x: -((x[0] + x[1] - 1.0) ** 2),
+        lambda x: jnp.where(x[0] > 0, bowl(x), -jnp.inf),
+    ],
+    ids=["flat", "slope", "ridge", "wall"],
+)
+def test_an_improper_posterior_is_not_called_ok(log_density):
+    """Nor one that ends at a wall, which a flow on all of R^d cannot follow."""
+    target = vf.Target(log_density, 2)
+    try:
+        status = vf.fit(KEY, target, flow=gaussian(), **RUN | {"num_steps": 200}).status
+    except vf.FitError:
+        status = "refused"
+    assert status != "ok"
 
 
 def test_a_forked_process_is_refused_rather_than_left_hanging(monkeypatch):

@@ -126,6 +126,8 @@ class SiteGuard(Messenger):
             return
         self.last = name
         if kind == "sample" and msg["is_observed"]:
+            if isinstance(msg["value"], list | tuple):
+                msg["value"] = np.asarray(msg["value"])
             _check_observed(name, site_shape(msg), msg["value"])
 
 
