@@ -144,8 +144,9 @@ def fab_replay(
             jnp.where(sound, log_q, 0.0),
         )
         put = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, buffer.cursor, 0)
-        points = [put(old, new) for old, new in zip(buffer[:3], new, strict=True)]
-        return Buffer(*points, (buffer.cursor + num_particles) % (num_batches * num_particles))
+        x, log_w, log_q = (put(old, n) for old, n in zip(buffer[:3], new, strict=True))
+        cursor = (buffer.cursor + num_particles) % (num_batches * num_particles)
+        return Buffer(x, log_w, log_q, cursor)
 
     def init(key: PRNGKeyArray) -> FabState:
         like = combine(start, static).sample(key)
