@@ -211,17 +211,17 @@ COUPLING = {
     "funnel": ({}, 2000, 3e-3, 256),
     "manywell32": ({}, 1500, 2e-3, 256),
     "phi4": ({"num_layers": 6, "hidden": (96,)}, 800, 2e-3, 128),
-    "cox": ({"num_layers": 2, "hidden": (16,)}, 500, 5e-3, 16),
+    "cox": ({"num_layers": 2, "hidden": (16,)}, 400, 5e-3, 16),
 }
 # Number of HMC layers, step size, leapfrog steps.
 ANNEALED = {
-    "gmm40": (192, 0.7, 3), "manywell32": (256, 0.2, 8), "phi4": (192, 0.12, 6),
+    "gmm40": (64, 0.7, 3), "manywell32": (256, 0.2, 8), "phi4": (192, 0.12, 6),
 }  # fmt: skip
 # Steps of the chain, step size, objective, training steps, learning rate, draws a step.
 CMCD = {
-    "gmm40": (48, 0.4, "log_variance", 800, 3e-3, 256),
-    "funnel": (32, 0.1, "elbo", 800, 3e-3, 128),
-    "manywell32": (32, 0.02, "elbo", 700, 3e-3, 128),
+    "gmm40": (48, 0.4, "log_variance", 300, 5e-3, 256),
+    "funnel": (32, 0.1, "elbo", 500, 4e-3, 128),
+    "manywell32": (32, 0.02, "elbo", 250, 5e-3, 128),
     "phi4": (32, 0.012, "elbo", 250, 2e-3, 64),
 }
 # Options of the flow, layers, step size and leapfrog steps of annealing, steps, rate, particles.
