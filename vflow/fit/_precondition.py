@@ -195,9 +195,8 @@ def race(target: Target, key: PRNGKeyArray) -> tuple[Gaussian, Callable[[], Gaus
         tril, factors = best.dense_tril(), None
         if best.tril.ndim == 1:
             rng = np.random.default_rng([*words, 4])
-            loc, factors, elbo = find_low_rank(density.many, best.loc, best.tril, rng)
-            tril = factors.tril()
-            best = best._replace(loc=loc, elbo=max(elbo, best.elbo))
+            loc, factors, _ = find_low_rank(density.many, best.loc, best.tril, rng)
+            tril, best = factors.tril(), best._replace(loc=loc)
         white = np.random.default_rng([*words, 2]).standard_normal((_NUM_PROBES, target.dim))
         probes = best.loc + white @ tril.T
         found = Gaussian(
@@ -211,6 +210,10 @@ def race(target: Target, key: PRNGKeyArray) -> tuple[Gaussian, Callable[[], Gaus
             log_p=density.many(probes)[0],
             factors=factors,
         )
+        if factors is not None:  # on fresh draws, less the noise of their length
+            log_w = found.log_p + 0.5 * (white**2).sum(axis=1)
+            constant = factors.log_det() + 0.5 * target.dim * math.log(2 * math.pi)
+            found = found._replace(elbo=float(log_w.mean() + constant))
 
     def cover() -> Gaussian:
         if target.dim > MAX_DIM:
