@@ -54,6 +54,21 @@ def test_a_correlated_gaussian_is_found(found):
     assert divergence(covariance, diagonal) > 2.0
 
 
+def test_one_narrow_direction_whose_diagonal_says_nothing_of_the_rest():
+    dim = 100
+    precision = np.eye(dim) + np.ones((dim, dim))  # unit diagonal after scaling: all others are 1/2
+
+    def density(x):
+        grad = -x @ precision
+        return 0.5 * (x * grad).sum(axis=1), grad
+
+    start = np.ones(dim), np.full(dim, 0.5**0.5)
+    _, root, _ = find_low_rank(density, *start, np.random.default_rng(0))
+    covariance = np.linalg.inv(precision)
+    assert divergence(covariance, root.tril()) < 1e-3
+    assert divergence(covariance, np.diag(start[1])) > 10.0
+
+
 def test_the_layer_is_the_gaussian(found):
     _, _, loc, root, _ = found
     layer = root.layer(loc, "float64")

@@ -96,9 +96,10 @@ def find_low_rank(
     r"""Mean, covariance and bound of a Gaussian with a low-rank plus diagonal covariance.
 
     A round applies Lanczos' method to the whitened curvature $W = -L^\top E[\nabla^2 \log p] L$, whose
-    products with vectors are differences of gradients: it finds the eigenvalues farthest from one at
+    products with vectors are differences of gradients: it finds the eigenvalues farthest from the rest at
     either end, in which the posterior is narrower or wider than the Gaussian. Their square roots go
-    into $L$, the mean takes a Newton step, and the next round sees the ends that are left.
+    into $L$, the median of the rest into $D$, the mean takes a Newton step, and the next round sees the
+    ends that are left.
 
     Args:
         density: points (n, d) -> values and gradients of the log density, float64.
@@ -118,8 +119,8 @@ def find_low_rank(
     for _ in range(_ROUNDS):
         points = loc + root.root(z)
         _, grads = density(points)
-        values, vectors = _lanczos(density, points, root, rng)
-        wider = _composed(root, values, vectors)
+        bulk, values, vectors = _lanczos(density, points, root, rng)
+        wider = _composed(root._replace(scale=root.scale / math.sqrt(bulk)), values, vectors)
         step, best = 1.0, None
         while step > 0.05:
             moved = loc + step * wider.root(wider.transposed(grads.mean(0)[None]))[0]
@@ -144,8 +145,11 @@ def _bound(density: Density, loc: np.ndarray, root: LowRank, z: np.ndarray) -> f
 
 def _lanczos(
     density: Density, points: np.ndarray, root: LowRank, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Converged eigenvalues of the whitened curvature away from one, and their vectors (d, k)."""
+) -> tuple[float, np.ndarray, np.ndarray]:
+    """The median eigenvalue of the whitened curvature; those away from it, as multiples; vectors (d, k).
+
+    The squared first components of the small problem's vectors are quadrature weights of the spectrum.
+    """
     dim = points.shape[1]
 
     def product(v):
@@ -169,15 +173,18 @@ def _lanczos(
             break
         basis.append(w / beta[-1])
     if not alpha:
-        return np.zeros(0), np.zeros((dim, 0))
+        return 1.0, np.zeros(0), np.zeros((dim, 0))
     k = len(alpha)
     values, small = np.linalg.eigh(
         np.diag(alpha) + np.diag(beta[: k - 1], 1) + np.diag(beta[: k - 1], -1)
     )
     residual = beta[k - 1] * np.abs(small[-1]) if len(beta) == k else np.zeros(k)
+    below = np.cumsum(small[0] ** 2)
+    bulk = max(values[np.searchsorted(below, 0.5 * below[-1])], 1e-3)
+    values, residual = values / bulk, residual / bulk
     far = np.abs(np.log(np.maximum(values, 1e-3))) > _IGNORED
     kept = far & (values > 0) & (residual < 0.2 * np.abs(values - 1))
-    return np.maximum(values[kept], 1e-3), np.stack(basis[:k]).T @ small[:, kept]
+    return bulk, np.maximum(values[kept], 1e-3), np.stack(basis[:k]).T @ small[:, kept]
 
 
 def _composed(root: LowRank, values: np.ndarray, vectors: np.ndarray) -> LowRank:
