@@ -128,7 +128,7 @@ def _search(z: Array, along: Array, across: Array, slopes: Array, bound: float):
     floor = 2 * bound * _MIN_BIN / free * totals[0]
     reached = (z + bound) / free * totals[0]
     zero = filled(z, 0.0)
-    index, knot, below, other_below = 0.0, 0.0, 0.0, 0.0
+    index, knot, below, other_below = zero, zero, zero, zero
     weight, other_weight, low, high = first[0], second[0], zero, slopes[0]
     for k in range(1, num_bins):
         knot = knot + first[k - 1]

@@ -46,7 +46,7 @@ def found(nu: float, *, linear: bool) -> tuple[float, float]:
     """
     tril = jnp.asarray(at_the_mode(nu, 2), jnp.float32) if linear else jnp.eye(2)
     seen = vf.diagnostics.tails(vf.Target(lambda z: log_density(nu, tril @ z), 2))
-    return tuple(float(df) for df in seen.df)
+    return float(seen.df[0]), float(seen.df[1])
 
 
 def indices(nu: float, dim: int, *, linear: bool = False) -> np.ndarray:
