@@ -29,9 +29,9 @@ def jit_once(function: Callable) -> Callable:
 
 def filter_jit(function: Callable) -> Callable:
     """`eqx.filter_jit` for what runs often."""
-    return eqx.filter_jit(function, compiler_options=_options(_STEP))
+    return eqx.filter_jit(function, compiler_options=_options(_STEP))  # pyright: ignore[reportCallIssue]
 
 
 def filter_jit_once(function: Callable) -> Callable:
     """`eqx.filter_jit` for what runs seldom, or does little."""
-    return eqx.filter_jit(function, compiler_options=_options(_ONCE))
+    return eqx.filter_jit(function, compiler_options=_options(_ONCE))  # pyright: ignore[reportCallIssue]

@@ -96,7 +96,7 @@ def heavy_tails(target: Target, flow: Any) -> list[float | None] | None:
     return [float(df) if np.isfinite(df) else None for df in report.df]
 
 
-def grown(flow: Flow, remedy: dict[str, Any], key: Any) -> Flow:
+def grown(flow: Any, remedy: dict[str, Any], key: Any) -> Any:
     """The flow with the layers that a remedy adds; it draws nearly what it drew before."""
     dim = flow.shape[0]
     if remedy["name"] == "spline":
@@ -107,7 +107,7 @@ def grown(flow: Flow, remedy: dict[str, Any], key: Any) -> Flow:
         layer = filter_jit_once(lambda: SmoothHeavyTail(dim, df=df, weight=0.1))()
         if _last(flow) is None:
             return Flow(flow.base, Chain([flow.bijection, layer]))
-        *layers, last = flow.bijection.layers  # pyright: ignore[reportAttributeAccessIssue]
+        *layers, last = flow.bijection.layers
         return Flow(flow.base, Chain([*layers, layer, last]))
     return flow
 

@@ -232,7 +232,11 @@ class Run:
                 if records and not self.clock.allows(0.5 * cost):
                     notes.append("No time was left for another round.")
                     break
-                self.flow = self._start(best, remedy, len(records))
+                try:
+                    self.flow = self._start(best, remedy, len(records))
+                except KeyboardInterrupt:
+                    notes.append(f"Round {len(records) + 1} was interrupted before its first step.")
+                    break
                 records.append(remedy)
             began = self.clock.spent()
             old, number = best, len(records) - 1
@@ -273,9 +277,8 @@ class Run:
             "tried": [record["name"] for record in records if record.get("kept")],
             "seconds": self.seconds,
         }
-        return Posterior(
-            to_default(best.flow), self.target, best.verdict, history, settings, drawer=drawer
-        )
+        flow, verdict = best  # pyright: ignore[reportGeneralTypeIssues]
+        return Posterior(to_default(flow), self.target, verdict, history, settings, drawer=drawer)
 
     def _remedy(self, best: _Best | None, records: list[dict[str, Any]]) -> dict[str, Any] | None:
         """What the next round is to do; None if nothing is left to try."""
