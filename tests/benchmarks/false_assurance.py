@@ -6,7 +6,8 @@ funnels, two bumps, and all of it together. A coupling flow is fitted to each; f
 off by the rule below are left out of the right ones, and told. Each flow is then judged with five fresh
 keys, and spoilt in five ways, each judged once:
 
-- family: the best of the mean-field Gaussians by the ELBO, instead of the flow;
+- family: instead of the flow a mean-field Gaussian, by the ELBO, in coordinates in which neighbours have
+  correlation 0.9;
 - mode: the target gets a second bump, of a quarter to a half of its mass, beside what the flow has;
 - training: ended after a few of the steps, from a start as wide as the scale is usually off;
 - scale: draws shrunk or stretched about their mean by a factor of 1.4 to 2.5;
@@ -14,8 +15,8 @@ keys, and spoilt in five ways, each judged once:
 
 Nothing but the verdict is run again: weights of 16384 draws, and the Gaussians and the mixture that
 `vf.fit` finds from several starts. A posterior counts as wrong if a mean is off by more than 0.19 sd or an
-sd by more than a quarter (1.6 times 0.12 and 0.15), or the family, the mode, the tails are as
-above by construction; what is spoilt too little to be off by the rule is counted and told apart.
+sd by more than a quarter (1.6 times 0.12 and 0.15; quantiles where the sd is dominated by the tail);
+what is spoilt too little for that is told apart.
 
     python tests/benchmarks/false_assurance.py [--flows 40] [--json PATH]
 """
@@ -40,7 +41,8 @@ from vflow.fit._recipe import default_flow
 from vflow.fit._verdict import judge
 
 NUM_DRAWS = 16384
-NUM_STEPS, NUM_SAMPLES, FEW_STEPS = 1500, 64, 30
+NUM_STEPS, NUM_SAMPLES, FEW_STEPS = 2000, 64, 30
+TIGHT = 5e-4  # nats
 MAX_MEAN, MAX_LOG_SD = 0.19, 0.24
 KINDS = ("correlated", "skewed", "heavy", "banana", "funnel", "bumps", "independent", "all")
 WAYS = ("family", "mode", "training", "scale", "tails")
@@ -173,7 +175,8 @@ def witnesses(theta: Theta, seed: int) -> Witnesses:
 def trainer(template, num_steps: int, rate: float):
     """`(steps, leaves, theta, loc, tril, key) -> leaves`, over many fits at once.
 
-    The learning rate decays over `num_steps`, whatever number of them is carried out.
+    The learning rate decays over `num_steps`, whatever number of them is carried out. A fit whose bound
+    is tight stays as it is, as in `vf.fit`.
     """
     _, static = partition(template)
     optimizer = optax.chain(
@@ -188,16 +191,21 @@ def trainer(template, num_steps: int, rate: float):
         estimate = vf.expect(bound, NUM_SAMPLES, gradient="path")
 
         def step(i, carry):
-            params, state = carry
-            _, grad = vf.value_and_grad(lambda k, t: estimate(k, combine(t, static)))(
+            params, state, mean, var = carry
+            value, grad = vf.value_and_grad(lambda k, t: estimate(k, combine(t, static)))(
                 jax.random.fold_in(key, i), params
             )
             updates, new = optimizer.update(jax.tree.map(jnp.negative, grad), state, params)
             fine = jnp.all(jnp.stack([jnp.isfinite(g).all() for g in jax.tree.leaves(grad)]))
-            fresh = (optax.apply_updates(params, updates), new)
-            return jax.tree.map(lambda a, b: jnp.where(fine, a, b), fresh, carry)
+            tight = (i > 300) & (0.5 * NUM_SAMPLES * var < TIGHT)
+            mean = jnp.where(i == 0, value, mean)
+            moved = 0.99 * mean + 0.01 * value
+            spread = 0.99 * var + 0.01 * (value - mean) * (value - moved)
+            fresh = (optax.apply_updates(params, updates), new, moved, spread)
+            return jax.tree.map(lambda a, b: jnp.where(fine & ~tight, a, b), fresh, carry)
 
-        return jax.lax.fori_loop(0, steps, step, (trainable, optimizer.init(trainable)))[0]
+        start = (trainable, optimizer.init(trainable), jnp.zeros(()), jnp.zeros(()))
+        return jax.lax.fori_loop(0, steps, step, start)[0]
 
     return jax.jit(jax.vmap(train, in_axes=(None, *[0] * 5)))
 
@@ -244,11 +252,18 @@ def drawer(template):
 
 
 def off(x: np.ndarray, reference: np.ndarray) -> bool:
-    """Whether draws are off by the rule; a spread that is infinite is."""
-    sd = reference.std(axis=0)
-    mean = np.abs(x.mean(axis=0) - reference.mean(axis=0)) / sd
-    log_sd = np.abs(np.log(x.std(axis=0) / sd))
-    return not (mean.max() < MAX_MEAN and log_sd.max() < MAX_LOG_SD)
+    """Whether draws are off by the rule; quantiles where the sd is dominated by the tail."""
+    for mine, truth in zip(x.T, reference.T, strict=True):
+        low, lower, median, upper = np.quantile(truth, (0.1, 0.25, 0.5, 0.75))
+        spread, sd = (upper - lower) / 1.349, truth.std()
+        if sd > 1.5 * spread:
+            found = np.quantile(mine, (0.1, 0.5, 0.75))
+            error, log_sd = np.abs(found - (low, median, upper)).max() / spread, 0.0
+        else:
+            error, log_sd = abs(mine.mean() - truth.mean()) / sd, abs(np.log(mine.std() / sd))
+        if not (error < MAX_MEAN and log_sd < MAX_LOG_SD):
+            return True
+    return False
 
 
 class Site(NamedTuple):
@@ -291,7 +306,9 @@ def study(dim: int, kinds: list[str], seed: int) -> list[dict[str, Any]]:
     )
     short = train(FEW_STEPS, start, batch[0], *rough, jax.random.split(next(keys), n))
     plain = vf.flows.gaussian(jax.random.key(0), dim)
-    own = (batch[0], batch[1], jnp.asarray([np.diag(np.diag(t)) for t in trils]))
+    ar = 0.9 ** np.abs(np.subtract.outer(np.arange(dim), np.arange(dim)))
+    unsheared = np.linalg.inv(np.linalg.cholesky(ar))
+    own = (batch[0], batch[1], jnp.asarray([t @ unsheared for t in trils]))
     gaussians = trainer(plain, 500, 2e-2)(
         500, stacked([partition(plain)[0]] * n), *own, jax.random.split(next(keys), n)
     )
@@ -314,6 +331,7 @@ def study(dim: int, kinds: list[str], seed: int) -> list[dict[str, Any]]:
                 {
                     "dim": dim, "kind": kind, "way": way, "status": status,
                     "off": off(x[i], reference[i]), "reasons": list(reasons),
+                    "log_w_sd": float(np.std(log_w[i])),
                 }
             )  # fmt: skip
 
@@ -376,6 +394,7 @@ def run(num_flows: int) -> list[dict[str, Any]]:
         n = round(share * num_flows)
         records += study(dim, [KINDS[(done + i) % len(KINDS)] for i in range(n)], seed=dim)
         done += n
+        print(f"{dim} coordinates: {n} flows", flush=True)
     return records
 
 
