@@ -19,8 +19,6 @@ from vflow.fit._mesh import Layout
 from vflow.fit._minibatch import draw_rows
 from vflow.targets._rows import Rows, subsampled, whole
 
-pytestmark = pytest.mark.lean
-
 SPREAD, NOISE, PRIOR = 1.5, 1.0, 2.0
 
 
@@ -226,7 +224,7 @@ def check(posterior, y, *, of_locals):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("local", ["per-datum", "amortised"])
-def test_hierarchical_normal_against_the_closed_form(local):
+def test_hierarchical_normal_against_the_closed_form(local, tmp_path):
     y = data(300)
     program = vf.from_numpyro(groups, y, batch=30)
     posterior = vf.fit(
@@ -234,6 +232,10 @@ def test_hierarchical_normal_against_the_closed_form(local):
     )
     check(posterior, y, of_locals=0.1 if local == "per-datum" else 0.2)
     assert any("64 of 300 rows" in note for note in posterior.settings["notes"])
+    posterior.save(tmp_path / "fit")
+    again = vf.load(tmp_path / "fit", program)
+    draws = [np.asarray(p.sample(jax.random.key(9), 5)["theta"]) for p in (posterior, again)]
+    np.testing.assert_array_equal(*draws)
 
 
 @pytest.mark.slow

@@ -18,11 +18,17 @@ from vflow.targets import Target
 BATCH = 4096
 # The model runs on this many at once: memory grows with it times the number of data rows.
 _BLOCK = 512
+_NUMBERS = 1 << 22  # in the draws of a batch
 
 
 def extra(flow: Any, target: Target) -> dict[str, Any]:
     """What a draw from `flow` takes beside the key: the target, if the family depends on it."""
     return {} if isinstance(flow, AbstractDistribution) else {"log_density": target.log_prob}
+
+
+def batch_of(dim: int) -> int:
+    """Draws at once: `BATCH`, and fewer, a power of two, above 1024 dimensions."""
+    return min(BATCH, 1 << max(5, (_NUMBERS // dim).bit_length() - 1))
 
 
 class Drawer:
@@ -35,7 +41,8 @@ class Drawer:
     """
 
     def __init__(self, target: Target, dtype: str, layout: Layout | None = None):
-        self.dtype = dtype
+        self.dtype, self.batch = dtype, batch_of(target.dim)
+        batch, block = self.batch, min(_BLOCK, self.batch)
         layout = Layout(None, target, 1) if layout is None else layout
         with scope(dtype):
             self._inputs = layout.inputs(dtype)
@@ -43,17 +50,17 @@ class Drawer:
         @filter_jit
         def weighted(flow: Any, key: PRNGKeyArray, inputs: tuple[Any, ...]):
             bound = layout.bound(target, inputs)
-            keys = layout.spread(jax.random.split(key, BATCH))
+            keys = layout.spread(jax.random.split(key, batch))
             x, log_q = jax.vmap(lambda key: flow.sample_and_log_prob(key, **extra(flow, bound)))(
                 keys
             )
-            blocks = layout.spread(x.reshape(-1, _BLOCK, *x.shape[1:]), axis=1)
+            blocks = layout.spread(x.reshape(-1, block, *x.shape[1:]), axis=1)
             log_p = jax.lax.map(jax.vmap(bound.log_prob), blocks).reshape(-1)
             return layout.replicated((x, log_p - log_q))
 
         @filter_jit
         def plain(flow: Any, key: PRNGKeyArray):
-            keys = layout.spread(jax.random.split(key, BATCH))
+            keys = layout.spread(jax.random.split(key, batch))
             x = jax.vmap(lambda key: flow.sample(key, **extra(flow, target)))(keys)
             return layout.replicated(x)
 
@@ -67,7 +74,7 @@ class Drawer:
         """`n` draws, shape (n, dim), and their log weights log p - log q, shape (n,), on the host."""
         with scope(self.dtype):
             flow = cast(flow, self.dtype)
-            keys = jax.random.split(key, -(-n // BATCH))
+            keys = jax.random.split(key, -(-n // self.batch))
             parts = [self._weighted(flow, k, self._inputs) for k in keys]
             x, log_w = (np.concatenate([np.asarray(p[i]) for p in parts])[:n] for i in range(2))
         return x, log_w
@@ -76,7 +83,7 @@ class Drawer:
         """`n` draws on the unconstrained space, shape (n, dim), on the host."""
         with scope(self.dtype):
             flow = cast(flow, self.dtype)
-            parts = [self._plain(flow, k) for k in jax.random.split(key, -(-n // BATCH))]
+            parts = [self._plain(flow, k) for k in jax.random.split(key, -(-n // self.batch))]
             return np.concatenate([np.asarray(p) for p in parts])[:n]
 
     def constrain(self, x: np.ndarray) -> dict[str, np.ndarray]:

@@ -100,11 +100,9 @@ class RowDrawer(Drawer):
     def __init__(self, rows: Rows, dtype: str, layout: Layout, start: Start):
         super().__init__(rows.whole, dtype)
         self.rows, self.offset = rows, float(start.value.sum())
-        dim = rows.whole.dim
         self.inner = _INNER if rows.num_locals else 1
         chunk = min(rows.size, _CHUNK)
         at_once = int(max(1, min(512, _PIECES // (chunk * self.inner))))
-        self.batch = int(2 ** math.floor(math.log2(max(32, min(4096, (1 << 22) // dim)))))
         with scope(dtype):
             self.inputs = row_inputs(rows, layout, start, dtype)
 
@@ -144,7 +142,7 @@ class RowDrawer(Drawer):
             own, each = jax.lax.map(
                 lambda both: of_chunk(local, both[0], g, both[1], inputs), (keys, numbers)
             )
-            own = own.reshape(-1, rows.num_locals)[: rows.size]
+            own = own.reshape(numbers.size, rows.num_locals)[: rows.size]
             x = flow.join(g, own) if isinstance(flow, LocalFlow) else g
             return x, rows.global_log_prob(g) - log_q + jnp.sum(each)
 
@@ -153,10 +151,6 @@ class RowDrawer(Drawer):
             return layout.replicated(
                 jax.lax.map(lambda key: draw(flow, key, inputs), keys, batch_size=at_once)
             )
-
-        @jax.jit
-        def plain(flow, keys):
-            return jax.vmap(flow.sample)(keys)
 
         @jax.jit
         def by_row(flow, keys, numbers, inputs):
@@ -170,16 +164,12 @@ class RowDrawer(Drawer):
 
             return jax.vmap(one)(keys)
 
-        self._weighted, self._plain, self._by_row = weighted, plain, by_row
+        self._on_rows, self._by_row = weighted, by_row
 
     def weighted(self, flow: Any, key: PRNGKeyArray, n: int) -> tuple[np.ndarray, np.ndarray]:
         """`n` draws, shape (n, dim), and their log weights, shape (n,), on the host."""
-        x, log_w = self._in_batches(lambda f, k: self._weighted(f, k, self.inputs), flow, key, n)
+        x, log_w = self._in_batches(lambda f, k: self._on_rows(f, k, self.inputs), flow, key, n)
         return x, np.asarray(log_w, np.float64) + self.offset
-
-    def plain(self, flow: Any, key: PRNGKeyArray, n: int) -> np.ndarray:
-        """`n` draws on the unconstrained space, shape (n, dim), on the host."""
-        return self._in_batches(lambda f, k: (self._plain(f, k),), flow, key, n)[0]
 
     def by_row(self, flow: Any, key: PRNGKeyArray, numbers: np.ndarray, n: int) -> np.ndarray:
         """Log weights, shape (n, rows), of the locals of some rows."""

@@ -195,7 +195,7 @@ def _tables(rows: Rows, mean: np.ndarray, tril: np.ndarray) -> tuple[np.ndarray,
         g = jnp.asarray(mean)
         value, grad = jax.value_and_grad(lambda g: row_evidence(rows, g, row, data))(g)
         if not num_locals:
-            return jnp.zeros(0), jnp.zeros((0, len(mean))), jnp.zeros((0, 0)), value, grad
+            return value, grad
         own, curvature = _mode(rows, g, row, data)
         slope = jax.jacrev(lambda g: _mode(rows, g, row, data)[0])(g) @ tril
         values, vectors = _eigen(curvature)
@@ -207,4 +207,8 @@ def _tables(rows: Rows, mean: np.ndarray, tril: np.ndarray) -> tuple[np.ndarray,
             lambda row: one(row, data), jnp.arange(rows.size), batch_size=min(rows.size, _CHUNK)
         )
     )
-    return tuple(np.asarray(x) for x in table(rows.data))
+    found = tuple(np.asarray(x) for x in table(rows.data))
+    if num_locals:
+        return found
+    shapes = (rows.size, 0), (rows.size, 0, len(mean)), (rows.size, 0, 0)
+    return *(np.zeros(shape) for shape in shapes), *found
