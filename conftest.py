@@ -31,6 +31,11 @@ jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+def pytest_configure(config):
+    """The fast suite's time is compilation: XLA leaves out most of its optimisations there."""
+    jax.config.update("jax_disable_most_optimizations", config.option.markexpr != "slow")
+
+
 def pytest_collection_finish():
     """Collecting doctests binds each package in its parent: `vflow.fit` is the function again."""
     vflow = sys.modules.get("vflow")
@@ -51,17 +56,16 @@ def no_key_reuse():
         yield
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _lean_compilation(request):
-    """Files marked `lean` are compiled with few optimisations, in about half the time.
-
-    Not for `make slow`: what is slow there is seldom compilation.
-    """
-    lean = request.node.get_closest_marker("lean") is not None
-    lean &= request.config.option.markexpr != "slow"
-    jax.config.update("jax_disable_most_optimizations", lean)
-    yield
+@pytest.fixture(autouse=True)
+def _optimised(request):
+    """All of XLA's optimisations for a test that counts operations."""
+    if request.node.get_closest_marker("optimised") is None:
+        yield
+        return
+    few = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", few)
 
 
 @pytest.fixture(autouse=True, scope="module")

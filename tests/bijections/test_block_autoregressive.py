@@ -8,8 +8,6 @@ import pytest
 
 import vflow.bijections as vb
 
-pytestmark = pytest.mark.lean
-
 
 def _layer(dim, scale=0.5, **options):
     layer = vb.BlockAutoregressive(jax.random.key(0), dim, **options)

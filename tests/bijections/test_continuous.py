@@ -9,8 +9,6 @@ import scipy.linalg
 
 import vflow as vf
 
-pytestmark = pytest.mark.lean
-
 TOLERANCE = 1e-9
 A = np.array([[0.3, 0.9], [-0.7, -0.5]])
 C = jnp.array([0.4])

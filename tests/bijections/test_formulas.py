@@ -10,8 +10,6 @@ import scipy.stats
 import vflow.bijections as vb
 from vflow._core import params
 
-pytestmark = pytest.mark.lean
-
 DIM = 3
 
 

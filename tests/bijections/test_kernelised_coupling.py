@@ -9,8 +9,6 @@ import pytest
 import vflow.bijections as vb
 from vflow._core import params, partition
 
-pytestmark = pytest.mark.lean
-
 
 def _randomised(layer, seed=0):
     rng = np.random.default_rng(seed)

@@ -13,8 +13,6 @@ import pytest
 import vflow.bijections as vb
 from vflow._core import partition
 
-pytestmark = pytest.mark.lean
-
 
 class Case(NamedTuple):
     """A family: `make(key, dim)`, the length of its condition, its least dim.

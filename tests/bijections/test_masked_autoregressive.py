@@ -12,8 +12,6 @@ from tests.flows.registry import perturb
 from vflow._core import combine, partition
 from vflow.bijections._masked_mlp import hidden_ranks
 
-pytestmark = pytest.mark.lean
-
 
 def _layer(dim, scale=0.5, seed=1, **options):
     layer = vb.MaskedAutoregressive(jax.random.key(0), dim, **options)
@@ -188,6 +186,7 @@ def _flops(gradient, stack):
     return lowered.compile().cost_analysis()["flops"]
 
 
+@pytest.mark.optimised
 def test_a_sweep_of_the_score_costs_a_third_of_the_ordinary_gradient():
     """One product with the transposed Jacobian a sweep: X of F + X + W. So k sweeps cost k thirds.
 

@@ -11,6 +11,8 @@ import vflow.bijections as vb
 from tests.flows.registry import perturb
 from vflow._core import combine, partition
 
+pytestmark = pytest.mark.optimised
+
 DIM, LAYERS, HIDDEN, BATCH = 16, 4, (64, 64), 32
 
 

@@ -13,8 +13,6 @@ from flowjax.bijections import Planar as PeerPlanar
 import vflow.bijections as vb
 from vflow._core import combine, partition
 
-pytestmark = pytest.mark.lean
-
 SCALES = (0.1, 1.0, 5.0, 20.0)
 
 

@@ -13,8 +13,6 @@ from vflow._core._mlp import _ACTIVATIONS
 from vflow.bijections._residual import _LIPSCHITZ
 from vflow.bijections._roulette import roulette_log_det
 
-pytestmark = pytest.mark.lean
-
 
 @pytest.mark.parametrize("shape", [(1, 1), (5, 64), (64, 64), (64, 3)], ids=str)
 def test_spectral_bound_is_above_the_norm_and_close(shape):

@@ -12,8 +12,6 @@ import vflow as vf
 import vflow.bijections as vb
 from tests.flows.registry import perturb
 
-pytestmark = pytest.mark.lean
-
 dtypes = pytest.mark.parametrize("dtype", ["float32", "float64"])
 TAILS = np.array([0.01, 0.2, 0.5, 1.0, 2.0])
 

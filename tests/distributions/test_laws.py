@@ -12,8 +12,6 @@ import scipy.stats
 import vflow.distributions as vd
 from tests.distributions.registry import DISTRIBUTIONS
 
-pytestmark = pytest.mark.lean
-
 STEPS = {1: 4001, 2: 401}
 CELLS = {1: 20, 2: 6}
 REACH = {1: 40.0, 2: 20.0}

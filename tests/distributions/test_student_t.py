@@ -11,8 +11,6 @@ import vflow as vf
 from vflow._core import combine, partition
 from vflow.distributions import EllipticalStudentT, Normal, StudentT
 
-pytestmark = pytest.mark.lean
-
 DF = np.array([1.0, 2.5, 7.0, 1e3, 1e8, np.inf])
 
 

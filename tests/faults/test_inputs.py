@@ -16,7 +16,6 @@ from vflow.fit import _guards
 from vflow.fit._posterior import Posterior
 from vflow.fit._verdict import judge
 
-pytestmark = pytest.mark.lean
 KEY = jax.random.key(0)
 RUN = {"num_steps": 2, "num_samples": 8, "progress": False}
 

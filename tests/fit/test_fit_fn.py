@@ -10,7 +10,6 @@ import pytest
 import vflow as vf
 from vflow.fit._pareto import khat
 
-pytestmark = pytest.mark.lean
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((8, 12, 2)) * np.array([1.0, 30.0])
 Y = np.einsum("bnk,bk->bn", X, RNG.standard_normal((8, 2)) / [1.0, 30.0])

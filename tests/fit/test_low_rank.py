@@ -8,8 +8,6 @@ import pytest
 import vflow as vf
 from vflow.fit._low_rank import find_low_rank
 
-pytestmark = pytest.mark.lean
-
 
 def correlated(dim, seed):
     """Mean, scale D, factor F of the covariance D (I + F F^T) D; badly scaled, three directions wide."""

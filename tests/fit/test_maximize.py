@@ -9,8 +9,6 @@ import pytest
 
 import vflow as vf
 
-pytestmark = pytest.mark.lean
-
 
 def cross_entropy(params):
     x = vf.sample("x", dist.Normal(params["loc"], jnp.exp(params["log_scale"])))

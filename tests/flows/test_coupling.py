@@ -98,6 +98,7 @@ def _cost(gradient, flow):
     return np.array([analysis["flops"], compiled.as_text().count(" dot(")])
 
 
+@pytest.mark.optimised
 def test_path_gradient_costs_four_thirds():
     """XLA merges the two tracks, unrolled (where its flop count sees every layer) and scanned."""
     with jax.enable_x64(False):

@@ -13,8 +13,6 @@ import vflow as vf
 from tests.flows.registry import FLOWS, perturb
 from vflow._core import combine, partition
 
-pytestmark = pytest.mark.lean
-
 # Compilation is dear: the wide variants of a family wait for `make slow`.
 WIDE = {name for name in FLOWS if set(name) & set("35")}
 names = pytest.mark.parametrize(

@@ -8,8 +8,6 @@ import pytest
 import vflow as vf
 from vflow._core import combine, partition
 
-pytestmark = pytest.mark.lean
-
 CONSTRUCTORS = {name: getattr(vf.flows, name) for name in ("planar", "radial", "sylvester")}
 
 
@@ -31,6 +29,7 @@ def _flops(gradient, num_layers=8, dim=32, batch=64):
     return analysis["flops"]
 
 
+@pytest.mark.optimised
 def test_path_gradient_of_a_planar_layer_costs_two_vector_products():
     """Eight against six products of length d a layer: 4/3 without what is around the layers."""
     with jax.enable_x64(False):
@@ -58,6 +57,7 @@ def test_one_coordinate_base_and_tails(name):
     np.testing.assert_allclose(flow.log_prob(jnp.ones(1)), expected, rtol=1e-9)
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("name", CONSTRUCTORS)
 def test_compiled_program_does_not_grow_with_layers(name):
     def size(num_layers):

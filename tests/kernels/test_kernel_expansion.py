@@ -7,8 +7,6 @@ import pytest
 from scipy.special import gamma, kv
 from vflow_kernels import kernel_expansion, median_lengthscale, radial_kernel
 
-pytestmark = pytest.mark.lean
-
 NU = {"matern12": 0.5, "matern32": 1.5, "matern52": 2.5}
 KERNELS = ("rbf", *NU)
 # d^2 k / dr^2 at 0 where it exists: -1 for the squared exponential, -nu / (nu - 1) for Matern.

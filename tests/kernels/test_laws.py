@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 import vflow_kernels
 
-pytestmark = pytest.mark.lean
-
 DIM, RANK = 3, 2
 RADIAL = ("rbf", "matern12", "matern32", "matern52")
 

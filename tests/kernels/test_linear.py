@@ -94,6 +94,7 @@ def test_log_dets_neither_overflow_nor_underflow(dtype):
             np.testing.assert_allclose(value, expected, rtol=1e-6)
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("name", ["triangular_solve", "lu_solve"])
 def test_batched_solve_is_one_solve_with_many_right_hand_sides(name):
     """Neither a loop over the batch nor a batched factor."""

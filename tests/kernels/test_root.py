@@ -7,8 +7,6 @@ import pytest
 import scipy.optimize
 from vflow_kernels import monotone_root
 
-pytestmark = pytest.mark.lean
-
 
 def _bend(x, args):
     """Increasing, with a slope between a little above zero and 1 + c."""

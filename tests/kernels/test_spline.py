@@ -7,8 +7,6 @@ import numpy as np
 import pytest
 from vflow_kernels import spline_forward, spline_inverse
 
-pytestmark = pytest.mark.lean
-
 BINS, BOUND, N = 8, 5.0, 400
 
 

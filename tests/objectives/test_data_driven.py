@@ -10,8 +10,6 @@ import vflow as vf
 from tests.objectives.test_importance_weighted import OPTIMUM, PARAMS, guide, target
 from tests.programs.power import check, moments
 
-pytestmark = pytest.mark.lean
-
 DATA = 1.0 + jax.random.normal(jax.random.key(3), (4000, 1))
 
 

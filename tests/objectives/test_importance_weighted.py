@@ -11,8 +11,6 @@ import pytest
 import vflow as vf
 from tests.programs.power import check, moments
 
-pytestmark = pytest.mark.lean
-
 LOG_Z = 0.3
 
 

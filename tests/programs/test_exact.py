@@ -10,8 +10,6 @@ import pytest
 
 import vflow as vf
 
-pytestmark = pytest.mark.lean
-
 MEASURE, ENUM = vf.measure_valued(), vf.enum()
 SCORE = [vf.reinforce(), vf.reinforce(baseline=0.7)]
 

@@ -12,8 +12,6 @@ import vflow as vf
 from tests.programs.power import check
 from vflow.programs.strategies._von_mises import von_mises_slope
 
-pytestmark = pytest.mark.lean
-
 T = jnp.array(0.7)
 REINFORCE, MEASURE, ENUM, REPARAM = (
     vf.reinforce(),

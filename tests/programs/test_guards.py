@@ -8,8 +8,6 @@ import pytest
 
 import vflow as vf
 
-pytestmark = pytest.mark.lean
-
 KEY = jax.random.key(0)
 
 

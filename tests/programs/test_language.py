@@ -13,8 +13,6 @@ import pytest
 import vflow as vf
 from tests.programs.power import check, moments
 
-pytestmark = pytest.mark.lean
-
 T = jnp.array(0.7)
 
 

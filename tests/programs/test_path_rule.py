@@ -12,8 +12,6 @@ import vflow as vf
 from tests.flows.registry import perturb
 from vflow._core import combine, partition
 
-pytestmark = pytest.mark.lean
-
 K = 4
 # Small programs that run once: compiling them takes longer than optimising them saves.
 jit = ft.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})

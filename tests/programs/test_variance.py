@@ -7,12 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-import pytest
 
 import vflow as vf
 from tests.programs.power import moments
-
-pytestmark = pytest.mark.lean
 
 T = jnp.array(0.7)
 
@@ -136,6 +133,7 @@ def cone_elbo_by_hand(key, p):
     return cone(x, y) - (log_q + along_y.log_prob(y))
 
 
+@pytest.mark.optimised
 def test_the_same_numbers_and_no_more_arithmetic_than_by_hand():
     """IWELBO of 5 particles, averaged over 16 samples, with the same tree of keys."""
     p = jnp.array([0.3, 0.1, 0.5, 0.4])
@@ -161,6 +159,7 @@ def test_the_same_numbers_and_no_more_arithmetic_than_by_hand():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), *results)
 
 
+@pytest.mark.optimised
 def test_a_variational_autoencoder_is_no_more_arithmetic_than_by_hand():
     """784-400-20, batch 128: the compiled gradient."""
     sizes = {"e1": (784, 400), "e2": (400, 40), "d1": (20, 400), "d2": (400, 784)}

@@ -8,8 +8,6 @@ import pytest
 
 import vflow as vf
 
-pytestmark = pytest.mark.lean
-
 S = vf.flows.stochastic
 START = jnp.array([0.3, -0.2, np.log(0.25)])  # location, log scale, log step
 

@@ -8,8 +8,6 @@ import pytest
 
 import vflow as vf
 
-pytestmark = pytest.mark.lean
-
 S = vf.flows.stochastic
 LOC = jnp.array([0.5, -1.0])
 

@@ -9,8 +9,6 @@ import scipy.stats
 
 import vflow as vf
 
-pytestmark = pytest.mark.lean
-
 S = vf.flows.stochastic
 
 KINDS = {

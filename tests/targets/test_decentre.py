@@ -11,8 +11,6 @@ from numpyro.infer.util import log_density
 import vflow as vf
 from vflow.targets import decentre, funnels
 
-pytestmark = pytest.mark.lean
-
 L = jnp.array([[1.0, 0.0], [0.6, 0.8]])
 
 

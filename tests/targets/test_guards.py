@@ -11,8 +11,6 @@ from numpyro.distributions import constraints
 import vflow as vf
 from vflow.targets import preflight
 
-pytestmark = pytest.mark.lean
-
 
 def normal_mean(y=None, n=3):
     mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))

@@ -16,8 +16,6 @@ from scipy import special, stats
 
 import vflow as vf
 
-pytestmark = pytest.mark.lean
-
 CLOSE = {"rtol": 1e-12, "atol": 1e-12}
 
 
