@@ -95,9 +95,3 @@ def test_only_the_arguments_of_a_numpyro_model_can_be_spread_as_data():
     assert list(_rows(target, 3)) == [0]
     with pytest.raises(ValueError, match="4 devices, which do not divide the 6 rows"):
         _rows(target, 4)
-
-
-def test_nothing_switches_off_the_check_of_replication():
-    """With shard_map(check_vma=False) gradients are wrong by 96 % (values are right)."""
-    for path in ROOT.glob("vflow/**/*.py"):
-        assert "check_vma" not in path.read_text(), path
