@@ -345,7 +345,7 @@ def cell(name, method, seed):
         error = f"{abs(log_z - case.log_z):.4f}"
         batches = f"{np.abs(small - case.log_z).mean():.4f}"
     finite = log_w[np.isfinite(log_w)]
-    gap = "-" if above is None else f"{above.mean() - finite.mean():.2f}"
+    gap = "-" if above is None else f"{above.mean() - finite.mean():.4g}"
     seconds = time.process_time() - began
     return (
         name, method, error, batches, f"{ess:.4f}", gap, f"{found} of {len(inside)}",
