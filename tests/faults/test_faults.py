@@ -56,11 +56,10 @@ def test_ctrl_c_from_the_keyboard(ascent):
     assert outcome.stopped == "interrupted" and len(outcome.values) == 10
 
 
-@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf], ids=["NaN", "inf", "-inf"])
-def test_what_breaks_once_is_skipped_and_what_breaks_for_good_raises(bad):
+def test_what_breaks_once_is_skipped_and_what_breaks_for_good_raises():
     """Value and gradient, once in ten steps; then for good from a certain point on."""
 
-    def sometimes(key, params, edge):
+    def sometimes(key, params, edge, bad):
         def objective(x):
             broken = (jax.random.uniform(key) < 0.1) | (x[0] > edge)
             return -jnp.where(broken, bad, 1.0) * jnp.sum((x - 1.0) ** 2)
@@ -68,12 +67,13 @@ def test_what_breaks_once_is_skipped_and_what_breaks_for_good_raises(bad):
         return jax.value_and_grad(objective)(params)
 
     training = Ascent(sometimes, optax.adam(0.05), chunk=50)
-    outcome = training.run(KEY, jnp.zeros(2), 100, inputs=(jnp.inf,))
-    assert 1 <= np.isnan(outcome.values).sum() < 30
-    assert np.abs(outcome.params - 1.0).max() < 0.5
-    with pytest.raises(vf.FitError, match="not finite") as caught:
-        training.run(KEY, jnp.zeros(2), 200, inputs=(0.5,))
-    assert np.isfinite(caught.value.last_good).all()
+    for bad in (jnp.nan, jnp.inf, -jnp.inf):
+        outcome = training.run(KEY, jnp.zeros(2), 100, inputs=(jnp.inf, bad))
+        assert 1 <= np.isnan(outcome.values).sum() < 30
+        assert np.abs(outcome.params - 1.0).max() < 0.5
+        with pytest.raises(vf.FitError, match="not finite") as caught:
+            training.run(KEY, jnp.zeros(2), 200, inputs=(0.5, bad))
+        assert np.isfinite(caught.value.last_good).all()
 
 
 def test_a_full_disk_leaves_the_old_file_as_it_was(tmp_path):
@@ -123,7 +123,8 @@ def test_a_file_cut_at_any_byte_is_refused(tmp_path):
     path = tmp_path / "state"
     write_state(path, {"step": 1}, jnp.arange(3.0), kind="checkpoint")
     whole = path.read_bytes()
-    for length in range(len(whole)):
+    first_line = whole.index(b"\n") + 2
+    for length in (*range(first_line), *range(first_line, len(whole), 7)):
         path.write_bytes(whole[:length])
         with pytest.raises(ValueError, match="incomplete|not written by vflow"):
             read_state(path, jnp.zeros(3), kind="checkpoint")
