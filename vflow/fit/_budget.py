@@ -25,7 +25,7 @@ class Budget(NamedTuple):
 
 _NAMED = {
     "quick": Budget(500, 128, 1),
-    "default": Budget(2000, 128, 4),
+    "default": Budget(2000, 128, 3),
     "thorough": Budget(6000, 256, 6),
 }
 

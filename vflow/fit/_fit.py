@@ -81,7 +81,7 @@ def fit(
         gradient: "path", "total", or "auto" (their mixture of least variance, estimated as it
             goes); None takes path where objective and flow admit it.
         optimizer: an optax transformation; clipped Adam with cosine decay by default.
-        budget: "quick": one round of 500 steps. "default": up to four rounds of 2000 steps of 128
+        budget: "quick": one round of 500 steps. "default": up to three rounds of 2000 steps of 128
             draws. "thorough": up to six rounds of 6000 steps of 256 draws. Or seconds: up to six rounds
             of the default's size, ended at that many seconds of wall clock; it is looked at after every
             100 steps and before each round, so that preparation, compilation and the verdict may

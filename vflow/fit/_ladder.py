@@ -14,7 +14,7 @@ from vflow.fit._recipe import default_flow
 from vflow.fit._verdict import Verdict, misses
 from vflow.targets import Target
 
-MORE = 4  # times as many draws behind each gradient
+MORE = 2  # times as many draws behind each gradient
 _MOST_PARTICLES = 2  # how often
 _NATS = 0.1  # of evidence found anew that count as an improvement
 _TAIL_DIM = 64  # above, tails are not looked for
@@ -24,7 +24,7 @@ SAID = {
     "first": "training",
     "cover": "a spline flow that starts from draws of the covering mixture",
     "tails": "a layer with power tails",
-    "particles": "four times as many draws behind each gradient",
+    "particles": "twice as many draws behind each gradient",
     "spline": "spline layers in front of the others",
 }
 

@@ -189,8 +189,7 @@ def race(target: Target, key: PRNGKeyArray) -> tuple[Gaussian, Callable[[], Gaus
             half = max(2, len(racers) // 2)
             rivals = racers[half:] + rivals
             racers = racers[:half]
-        racers = [(name, climber.climb(state, _MAX_STEPS)) for name, state in racers]
-        racers.sort(key=lambda racer: -racer[1].elbo)
+        racers = _finish(climber, racers)
         (origin, best), rivals = racers[0], racers[1:] + rivals
         tril, factors = best.dense_tril(), None
         if best.tril.ndim == 1:
@@ -228,6 +227,18 @@ def race(target: Target, key: PRNGKeyArray) -> tuple[Gaussian, Callable[[], Gaus
             return found._replace(cover=find_cover(lambda x: density.many(x)[0], parts, rng))
 
     return found, cover
+
+
+def _finish(climber: "_Climber", racers: list[tuple[str, "_State"]]) -> list[tuple[str, "_State"]]:
+    """The finalists at the top; one on the way to where the leader has arrived is left where it is."""
+    racers = sorted(racers, key=lambda racer: -racer[1].elbo)
+    name, leader = racers[0]
+    leader = climber.climb(leader, _MAX_STEPS)
+    done = [(name, leader)]
+    for name, state in racers[1:]:
+        elsewhere = apart(state.loc, [(leader.loc, leader.dense_tril())])
+        done.append((name, climber.climb(state, _MAX_STEPS) if elsewhere else state))
+    return sorted(done, key=lambda racer: -racer[1].elbo)
 
 
 def _modes(
@@ -324,6 +335,7 @@ class _Climber:
         self.draws = np.stack([draws, -draws], axis=1).reshape(-1, density.dim)
         pairs = min(len(draws), max(4, _CURVATURE_POINTS // (4 * density.dim)))
         self.num_curvature = 2 * pairs
+        self.tolerance = _TOLERANCE * max(1.0, density.dim / MAX_DIM)
         self.entropy = 0.5 * density.dim * (1 + math.log(2 * math.pi))
 
     def start(self, loc: np.ndarray, tril: np.ndarray) -> _State | None:
@@ -357,7 +369,7 @@ class _Climber:
             following = self._search(state, curvature)
             if following is None:
                 return state
-            slow = slow + 1 if following.elbo - state.elbo < _TOLERANCE else 0
+            slow = slow + 1 if following.elbo - state.elbo < self.tolerance else 0
             state = following
             if state.elbo > _UNBOUNDED:
                 raise FitError(
