@@ -37,13 +37,12 @@ def test_a_skewed_density_gets_the_best_gaussian_and_not_the_laplace_one():
     assert abs(found.loc[0] - np.log(a)) > 0.5  # the mode, where Laplace would sit
 
 
-def test_above_the_dense_limit_the_gaussian_is_diagonal_and_right():
+def test_above_the_dense_limit_the_gaussian_of_independent_coordinates_is_right():
     scale = np.exp(np.linspace(-3, 3, 220))
     loc = np.linspace(-5, 5, 220)
     target = vf.Target(lambda x: -0.5 * jnp.sum(((x - loc) / scale) ** 2), dim=220)
     found = fit_gaussian(target, jax.random.key(2))
-    assert np.count_nonzero(found.tril) == 220
-    np.testing.assert_allclose(np.diag(found.tril), scale, rtol=0.05)
+    assert np.abs(found.tril / scale[:, None] - np.eye(220)).max() < 0.05
     assert np.abs((found.loc - loc) / scale).max() < 0.05
 
 
