@@ -54,8 +54,8 @@ class Locals(eqx.Module):
             base = start.loc, start.slope, start.scale
             spread = np.log(np.diagonal(start.scale, axis1=1, axis2=2))
             features = np.concatenate([start.loc, spread], axis=1)
-            zeros = [(size, num_locals), (size, num_locals, num_globals), (size, num_locals)]
-            self.table = tuple(jnp.zeros(shape) for shape in zeros)
+            shift = jnp.zeros((size, num_locals))
+            self.table = (shift, jnp.zeros((size, num_locals, num_globals)), jnp.zeros_like(shift))
             self.encoder = None
         else:
             loc, scale = start.loc.mean(0), np.linalg.cholesky(_covariance(start))

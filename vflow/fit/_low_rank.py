@@ -180,7 +180,7 @@ def _lanczos(
     )
     residual = beta[k - 1] * np.abs(small[-1]) if len(beta) == k else np.zeros(k)
     below = np.cumsum(small[0] ** 2)
-    bulk = max(values[np.searchsorted(below, 0.5 * below[-1])], 1e-3)
+    bulk = max(float(values[np.searchsorted(below, 0.5 * below[-1])]), 1e-3)
     values, residual = values / bulk, residual / bulk
     far = np.abs(np.log(np.maximum(values, 1e-3))) > _IGNORED
     kept = far & (values > 0) & (residual < 0.2 * np.abs(values - 1))

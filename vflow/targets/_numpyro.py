@@ -187,7 +187,7 @@ def _in_default_precision(arguments):
         if (
             isinstance(leaf, jax.Array)
             and leaf.dtype == np.float32
-            and not isinstance(leaf, jax.core.Tracer)
+            and is_concrete(leaf)
         ):
             with jax.ensure_compile_time_eval():
                 return leaf.astype(np.float64)
