@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 import vflow as vf
 from vflow.fit._budget import Budget, Clock, budget_of
@@ -13,6 +14,7 @@ from vflow.fit._ladder import better, grown, next_remedy
 from vflow.fit._lbfgs import climb
 from vflow.fit._recipe import default_flow
 from vflow.fit._verdict import judge
+from vflow.fit._warm_start import reweighed
 
 RNG = np.random.default_rng(0)
 
@@ -59,6 +61,7 @@ def verdict(log_w, **options):
 GOOD = verdict(0.3 * RNG.standard_normal(4096))
 POOR = verdict(2.0 * RNG.standard_normal(4096))
 HEAVY = verdict(0.9 * RNG.standard_exponential(4096))
+SLIVER = verdict(np.log1p(1e-4 * np.expm1(1.2 * RNG.standard_exponential(4096))))
 
 
 def test_remedies_answer_the_verdict():
@@ -67,6 +70,10 @@ def test_remedies_answer_the_verdict():
     assert next_remedy(HEAVY, ["first"], **ask) == {"name": "tails", "df": [2.0, None]}
     light = ask | {"heavy": lambda: None}
     assert next_remedy(HEAVY, ["first"], **light) == {"name": "particles"}
+    assert SLIVER.khat > 0.7 and SLIVER.ess_fraction > 0.9
+    assert next_remedy(SLIVER, ["first"], **light) == {"name": "weights"}
+    assert next_remedy(SLIVER, ["first", "weights"], **light) == {"name": "particles"}
+    assert next_remedy(SLIVER, ["first"], **light | {"ours": False}) == {"name": "particles"}
     tried = ["first"]
     while (remedy := next_remedy(POOR, tried, **light)) is not None:
         tried.append(remedy["name"])
@@ -208,3 +215,26 @@ def test_an_escalated_fit_resumes_to_the_same_posterior(tmp_path):
     assert np.array_equal(whole.history, again.history)
     assert whole.verdict == again.verdict
     assert whole.settings["notes"] == again.settings["notes"]
+
+
+@pytest.mark.slow
+def test_a_sliver_of_the_mass_is_seen_by_likelihood_on_weighted_draws():
+    """A percent in an exponential tail: the reverse divergence hardly feels it, the weights do."""
+
+    def log_density(x):
+        bulk = jax.scipy.stats.norm.logpdf(x).sum()
+        tail = jax.scipy.stats.expon.logpdf(-1 - x[0], scale=3.0)
+        return jnp.logaddexp(
+            np.log(0.99) + bulk, np.log(0.01) + tail + jax.scipy.stats.norm.logpdf(x[1])
+        )
+
+    target = vf.Target(log_density, dim=2)
+    start = default_flow(jax.random.key(0), 2)  # draws from the standard normal
+
+    def share(flow):
+        draws = jax.jit(jax.vmap(flow.sample))(jax.random.split(jax.random.key(1), 65536))
+        return float((draws[:, 0] < -4.0).mean())
+
+    truth = 0.99 * norm.cdf(-4.0) + 0.01 * np.exp(-3.0 / 3.0)
+    assert share(start) < 0.05 * truth
+    assert 0.3 * truth < share(reweighed(start, target, jax.random.key(2))) < 1.2 * truth

@@ -61,7 +61,8 @@ def fit(
     stochastic ascent with the path gradient; fresh draws give k-hat, effective sample size and
     evidence, and other witnesses are heard. A target that is Gaussian but for 0.02 nats is not trained.
     Where the verdict is not "ok", further rounds try what it calls for: a start from draws that cover
-    more, a layer with power tails, more draws behind each gradient, spline layers. Each is kept only if
+    more, a layer with power tails, maximum likelihood on importance-weighted draws where only the tails
+    object, more draws behind each gradient, spline layers. Each is kept only if
     the verdict on fresh draws improves, and told in the notes.
 
     Args:

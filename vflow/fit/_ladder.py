@@ -17,6 +17,7 @@ from vflow.targets import Target
 MORE = 2  # times as many draws behind each gradient
 _MOST_PARTICLES = 2  # how often
 _NATS = 0.1  # of evidence found anew that count as an improvement
+_BULK = 0.3  # ESS fraction from which on the bulk is right
 _TAIL_DIM = 64  # above, tails are not looked for
 _RANK = {"failed": 0, "suspect": 1, "ok": 2}
 
@@ -24,6 +25,7 @@ SAID = {
     "first": "training",
     "cover": "a spline flow that starts from draws of the covering mixture",
     "tails": "a layer with power tails",
+    "weights": "maximum likelihood on importance-weighted draws from a wider base",
     "particles": "twice as many draws behind each gradient",
     "spline": "spline layers in front of the others",
 }
@@ -42,7 +44,7 @@ def next_remedy(
     Args:
         verdict: of the best flow so far.
         tried: names of the rounds so far.
-        ours: whether the family was chosen here and may be changed.
+        ours: whether family and objective were chosen here and may be changed.
         bent: whether it has spline layers already.
         heavy: finds df of each coordinate of the whitened target, None for a light one; None if all
             are light. Asked only where k-hat is too large.
@@ -53,6 +55,9 @@ def next_remedy(
         df = heavy()
         if df is not None:
             return {"name": "tails", "df": df}
+    tails_alone = not verdict.khat < verdict.khat_threshold and verdict.ess_fraction > _BULK
+    if ours and tails_alone and "weights" not in tried:
+        return {"name": "weights"}
     if "particles" not in tried:
         return {"name": "particles"}
     if ours and not bent and "spline" not in tried and "cover" not in tried:

@@ -35,7 +35,7 @@ from vflow.fit._recipe import (
 )
 from vflow.fit._recipe import precondition as preconditioned
 from vflow.fit._verdict import Verdict, judge
-from vflow.fit._warm_start import warm_start
+from vflow.fit._warm_start import reweighed, warm_start
 from vflow.programs import expect, value_and_grad
 from vflow.targets import decentre, preflight, site_table
 
@@ -240,9 +240,12 @@ class Run:
                 records.append(remedy)
             began = self.clock.spent()
             old, number = best, len(records) - 1
-            flow, outcome = self._round(
-                records, resumed, best, history, notes, progress=progress, callback=callback
-            )
+            if records[-1]["name"] == "weights":
+                flow, outcome = self.flow, Outcome(None, np.zeros(0), None)
+            else:
+                flow, outcome = self._round(
+                    records, resumed, best, history, notes, progress=progress, callback=callback
+                )
             resumed = None
             history = np.concatenate([history, outcome.values])
             new = self._judged(drawer, flow)
@@ -289,7 +292,7 @@ class Run:
         return next_remedy(
             best.verdict,
             [record["name"] for record in records],
-            ours=self.ours,
+            ours=self.ours and self.tight,
             bent=self.settings["start"] == "cover",
             heavy=lambda: heavy_tails(self.target, best.flow),
         )
@@ -303,6 +306,8 @@ class Run:
         with scope(self.dtype):
             if remedy["name"] == "cover":
                 return self._covering(key)
+            if remedy["name"] == "weights":
+                return reweighed(flow, self.target, key)
             return cast(grown(flow, remedy, key), self.dtype)
 
     def _covering(self, key: PRNGKeyArray) -> Any:
