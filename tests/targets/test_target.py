@@ -1,5 +1,7 @@
 """Unconstrained log densities, their Jacobians and the maps between the spaces."""
 
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -152,6 +154,59 @@ def test_a_target_made_in_float32_works_in_float64_and_back():
             found = jax.jit(target.log_prob)(np.float32(x))
             assert found.dtype == np.float32
             assert found == pytest.approx(value, rel=1e-5)
+
+
+OFFSETS = np.array([1.0, 2.0, 3.0])  # float64, found as a global
+
+
+def test_data_closed_over_has_the_float_type_of_each_trace_while_others_live():
+    """jax 0.10 would take its float64 view of an array, alive in `wide`, into a float32 trace."""
+    rows = np.array([[1.0, 2.0], [3.0, 0.1], [0.3, 0.7]])
+
+    def residual(w, data={"rows": [np.array(rows)]}):  # noqa: B006, B008
+        return OFFSETS - jnp.dot(rows, w) - jnp.where(data["rows"][0] > 0, w, 0.0).sum(axis=1)
+
+    def model():
+        w = numpyro.sample("w", dist.Normal(jnp.zeros(2), 1.0).to_event(1))
+        numpyro.factor("fit", -jnp.sum(residual(w) ** 2))
+
+    densities = (
+        functools.partial(lambda scale, w: -jnp.sum(residual(w) ** 2 * scale), OFFSETS.copy()),
+        jax.jit(lambda w: -jnp.sum((OFFSETS - rows @ w) ** 2)),
+    )
+    with jax.enable_x64(False):
+        targets = [vf.Target(density, 2) for density in densities]
+        targets.append(vf.target(vf.from_numpyro(model)))
+    x = np.array([0.1, 0.2])
+    for target in targets:
+        wide = jax.jit(target.log_prob)
+        value = wide(x)
+        with jax.enable_x64(False):
+            narrow = jax.jit(target.log_prob)(np.float32(x))
+            assert "f64" not in str(jax.make_jaxpr(target.log_prob)(np.float32(x)))
+        assert (value.dtype, narrow.dtype) == (np.float64, np.float32)
+        assert float(narrow) == pytest.approx(float(value), rel=1e-6)
+
+
+def test_numpy_data_may_be_indexed_with_a_full_plate():
+    y = np.array([1.0, 2.0, 4.0])
+
+    def model(y):
+        mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+        with numpyro.plate("rows", 3) as i:
+            numpyro.sample("y", dist.Normal(mu, 1.0), obs=y[i])
+
+    log_prob = jax.jit(vf.target(vf.from_numpyro(model, y)).log_prob)
+    expected = stats.norm.logpdf(0.3) + stats.norm.logpdf(y, 0.3).sum()
+    assert log_prob(np.array([0.3])) == pytest.approx(expected, rel=1e-14)
+
+    def swapped(index):  # rows that a handler chose stay as they are
+        chosen = handlers.substitute(model, data={"rows": index})
+        return vf.from_numpyro(chosen, jnp.asarray(y)).log_prob({"mu": 0.3})
+
+    index = np.array([0, 0, 2])
+    expected = stats.norm.logpdf(0.3) + stats.norm.logpdf(y[index], 0.3).sum()
+    assert jax.jit(swapped)(index) == pytest.approx(expected, rel=1e-14)
 
 
 def test_log_prob_is_lean_and_independent_of_numpyro_validation(schools):

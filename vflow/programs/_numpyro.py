@@ -5,13 +5,13 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
-import numpy as np
 import numpyro.handlers as handlers
 from jaxtyping import Array
 from numpyro.primitives import Messenger
 
 from vflow._core import ProgramError
 from vflow.programs._frame import current_frame, support_of
+from vflow.programs._fresh import fresh
 from vflow.programs._numpyro_checks import (
     bind_arguments,
     model_name,
@@ -49,25 +49,12 @@ class NumpyroCall:
     @property
     def args(self) -> tuple[Any, ...]:
         """The positional arguments, NumPy arrays as views made anew."""
-        return _renewed(self._args)
+        return fresh(self._args)
 
     @property
     def kwargs(self) -> dict[str, Any]:
         """The keyword arguments, NumPy arrays as views made anew."""
-        return _renewed(self._kwargs)
-
-
-def _renewed(x: Any) -> Any:
-    """The same with a new view of each NumPy array.
-
-    jax 0.10 remembers which float type an array object had in an earlier trace, under another
-    setting of x64 too: traced again there it is of the wrong type, which fails or costs digits.
-    """
-    if type(x) is np.ndarray:
-        return x.view()
-    if type(x) in (tuple, list):
-        return type(x)(map(_renewed, x))
-    return {key: _renewed(value) for key, value in x.items()} if type(x) is dict else x
+        return fresh(self._kwargs)
 
 
 class NumpyroProgram(Program):

@@ -17,6 +17,7 @@ from numpyro.primitives import Messenger
 
 from vflow._core import FitError, ProgramError
 from vflow.programs._frame import plate_indices
+from vflow.programs._fresh import fresh
 
 _TRACED = (
     jax.errors.ConcretizationTypeError,
@@ -117,6 +118,11 @@ class SiteGuard(Messenger):
                     "outside vf.expect(objective): drop subsample_size, or fix the indices with "
                     "numpyro.handlers.substitute."
                 )
+        elif kind == "plate" and isinstance(msg["value"], Tracer):
+            # All rows, unless a handler inside chose others: concrete, to index NumPy data with.
+            if not isinstance(self.fn, Messenger) and msg["value"].shape == msg["args"][:1]:
+                with jax.ensure_compile_time_eval():
+                    msg["value"] = jnp.arange(msg["args"][0], dtype=msg["value"].dtype)
         if kind not in ("sample", "deterministic"):
             return
         if name in self._seen:
@@ -152,7 +158,7 @@ def running_model(model: Callable[..., Any], *, validate: bool = False) -> Itera
         validate: whether a value outside the support of its distribution has log density -inf.
             It costs operations, and turns NaN values into -inf too.
     """
-    guard, name = SiteGuard(model), model_name(model)
+    guard, name = SiteGuard(fresh(model)), model_name(model)
     try:
         with (
             jax.numpy_rank_promotion("allow"),

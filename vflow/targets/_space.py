@@ -14,6 +14,7 @@ from numpyro.distributions.transforms import Transform
 from numpyro.distributions.util import sum_rightmost
 
 from vflow._core import FitError, ProgramError
+from vflow.programs._fresh import fresh
 from vflow.targets._site import Site, describe, transform_of
 
 
@@ -72,7 +73,7 @@ def call(log_density: Callable[..., Any], argument: Any, dtype: Any) -> Array:
     what = f"log density {getattr(log_density, '__name__', repr(log_density))}"
     try:
         with jax.numpy_rank_promotion("allow"):
-            value = log_density(argument)
+            value = fresh(log_density)(argument)
     except (ProgramError, FitError):
         raise
     except (
