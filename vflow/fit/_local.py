@@ -108,8 +108,20 @@ class Locals(eqx.Module):
     def log_prob(self, value: Array, g: Array, row: Array) -> Array:
         """The conditional log density of a row's locals."""
         mean, root = self.moments(g, row)
-        eps = jax.scipy.linalg.solve_triangular(root, value - mean, lower=True)
-        return _log_normal(eps, root)
+        return _log_normal(_forward_substitution(root, value - mean), root)
+
+
+def _forward_substitution(root: Array, y: Array) -> Array:
+    """The solution of root @ x = y, row by row.
+
+    Batches of small systems go to a parallel LAPACK call on CPUs, which with few cores may hang.
+    """
+
+    def step(x, inputs):
+        i, row, value = inputs
+        return x.at[i].set((value - row @ x) / row[i]), None
+
+    return jax.lax.scan(step, jnp.zeros_like(y), (jnp.arange(len(y)), root, y))[0]
 
 
 def _log_normal(eps: Array, root: Array) -> Array:
