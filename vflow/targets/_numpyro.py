@@ -184,11 +184,7 @@ def _in_default_precision(arguments):
         return arguments
 
     def promote(leaf):
-        if (
-            isinstance(leaf, jax.Array)
-            and leaf.dtype == np.float32
-            and is_concrete(leaf)
-        ):
+        if isinstance(leaf, jax.Array) and leaf.dtype == np.float32 and is_concrete(leaf):
             with jax.ensure_compile_time_eval():
                 return leaf.astype(np.float64)
         return leaf
