@@ -14,9 +14,7 @@ from vflow.fit._cover import effective_fraction
 MIN_ESS_FRACTION = 0.1
 _MISSED = 0.1  # nats of log evidence that another proposal finds beyond the fit's
 _SIGMAS = 4.0
-_MAX_GAP = (
-    2.5  # nats between evidence and bound; normal log weights with an ESS fraction of 0.1 have 1.2
-)
+_MAX_GAP = 2.5  # nats between evidence and bound; normal log weights of ESS fraction 0.1: 1.2
 _SHARE = 0.05  # of the posterior in a mode from which on it must not be missed
 _FAR_MEAN, _FAR_LOG_SD = 0.19, 0.24  # by which weights may move plain draws, beyond their noise
 _SEEN = 0.2  # of a mode's share that the fit must at least give it
