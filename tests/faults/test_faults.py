@@ -52,7 +52,12 @@ def test_a_run_killed_after_its_last_step_is_not_trained_further(ascent):
 
 def test_ctrl_c_from_the_keyboard(ascent):
     """A real SIGINT, not only the exception."""
-    outcome = run(ascent, 1, callback=lambda report: os.kill(os.getpid(), signal.SIGINT))
+    # A process that was started in the background ignores it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        outcome = run(ascent, 1, callback=lambda report: os.kill(os.getpid(), signal.SIGINT))
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert outcome.stopped == "interrupted" and len(outcome.values) == 10
 
 
