@@ -72,7 +72,8 @@ class _Fresh:
         scope = f.__globals__ if _same(names.values(), found.values()) else f.__globals__ | names
         new = types.FunctionType(f.__code__, scope, f.__name__, defaults, cells)
         new.__kwdefaults__ = keywords
-        return ft.update_wrapper(new, f)
+        ft.update_wrapper(new, f)
+        return new
 
     def _cell(self, cell: types.CellType) -> types.CellType:
         try:
