@@ -21,6 +21,7 @@ from vflow.programs import expect, value_and_grad
 from vflow.programs._numpyro import NumpyroProgram
 from vflow.targets import Target
 from vflow.targets import target as make_target
+from vflow.targets._target import on_arguments
 
 _NEWTON_STEPS = 40
 _GAUSSIAN_STEPS = 20
@@ -152,9 +153,7 @@ def _binding(program: Any, dim: int | None) -> tuple[Callable[[tuple[Any, ...]],
                     f"fit_fn: the program has {len(program.call.args)} positional arguments, got "
                     f"{len(data)}."
                 )
-            new = object.__new__(Target)
-            object.__setattr__(new, "space", template.space.with_arguments(data, kwargs))  # pyright: ignore[reportAttributeAccessIssue]
-            return new
+            return on_arguments(template, data, kwargs)
 
         return bound, template.dim
     if not callable(program) or isinstance(program, Target):

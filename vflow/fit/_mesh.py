@@ -12,6 +12,7 @@ from vflow._core import ProgramError
 from vflow.programs._frame import placing
 from vflow.targets import Target
 from vflow.targets._numpyro import NumpyroSpace
+from vflow.targets._target import on_arguments
 
 AXES = ("particle", "data")
 
@@ -58,11 +59,7 @@ class Layout:
         call = target.space.program.call
         leaves, treedef = jax.tree.flatten((call.args, call.kwargs))
         leaves = [inputs[0].get(i, leaf) for i, leaf in enumerate(leaves)]
-        new = object.__new__(Target)
-        object.__setattr__(
-            new, "space", target.space.with_arguments(*jax.tree.unflatten(treedef, leaves))
-        )
-        return new
+        return on_arguments(target, *jax.tree.unflatten(treedef, leaves))
 
     def particles(self) -> contextlib.AbstractContextManager:
         """While it runs, estimates spread the keys of their samples."""

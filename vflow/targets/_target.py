@@ -1,5 +1,6 @@
 """A log density on unconstrained R^d with names for its parts."""
 
+import copy
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -125,6 +126,13 @@ class Target(eqx.Module):
                 f"x must have shape ({self.dim},), got {x.shape}; use jax.vmap for a batch."
             )
         return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(float)
+
+
+def on_arguments(target: Target, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Target:
+    """A NumPyro model's target on arguments of the same shapes, traced ones too; it is not run."""
+    new = copy.copy(target)
+    object.__setattr__(new, "space", target.space.with_arguments(args, kwargs))  # pyright: ignore[reportAttributeAccessIssue]
+    return new
 
 
 def target(
