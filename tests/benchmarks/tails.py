@@ -32,27 +32,15 @@ def log_density(nu, x):
     return heavy - 0.5 * (x[-1] - x[-2]) ** 2 - 0.5 * jnp.log(2 * jnp.pi)
 
 
-def at_the_mode(nu: float, dim: int) -> np.ndarray:
-    """Cholesky factor of the covariance of the Gaussian at the mode, which is zero."""
-    hessian = jax.hessian(ft.partial(log_density, nu))(jnp.zeros(dim))
-    return np.linalg.cholesky(np.linalg.inv(-np.asarray(hessian, np.float64)))
-
-
 @ft.cache
-def found(nu: float, *, linear: bool) -> tuple[float, float]:
-    """What `tails` says of the last two coordinates; in two dimensions, cheaper than in fifty.
-
-    With `linear` of the target in the coordinates of the Gaussian at the mode.
-    """
-    tril = jnp.asarray(at_the_mode(nu, 2), jnp.float32) if linear else jnp.eye(2)
-    seen = vf.diagnostics.tails(vf.Target(lambda z: log_density(nu, tril @ z), 2))
-    return float(seen.df[0]), float(seen.df[1])
+def found(nu: float, dim: int, *, whiten: bool) -> vf.diagnostics.TailReport:
+    """What `tails` says of the target."""
+    return vf.diagnostics.tails(vf.Target(ft.partial(log_density, nu), dim), whiten=whiten)
 
 
-def indices(nu: float, dim: int, *, linear: bool = False) -> np.ndarray:
-    """Degrees of freedom by coordinate: all but the last are alike."""
-    first, last = found(nu, linear=linear)
-    return np.array([first] * (dim - 1) + [last])
+def indices(nu: float, dim: int) -> np.ndarray:
+    """Degrees of freedom by coordinate, all alike; in two dimensions, cheaper than in fifty."""
+    return np.full(dim, found(nu, 2, whiten=False).df.min())
 
 
 def _coupling(key, dim, **options):
@@ -71,21 +59,15 @@ def _output(layer, triangular):
     return make
 
 
-def _within_gaussian(layer):
-    """Couplings, tails, and outermost the Gaussian at the mode, kept: all found from the density."""
-
-    def make(key, dim, nu):
-        tails = layer(dim, df=indices(nu, dim, linear=True), trainable_df=False)
-        tril = jnp.asarray(at_the_mode(nu, dim), jnp.float32)
-        outermost = vf.bijections.TriangularAffine.from_loc_tril(jnp.zeros(dim), tril)
-        tails = vf.bijections.Chain([tails, vf.bijections.Freeze(outermost)])
-        return vf.flows.coupling(key, dim, num_layers=4, hidden=(32, 32), tails=tails)
-
-    return make
+def _recipe(key, dim, nu):
+    """All of it found from the density."""
+    report = found(nu, dim, whiten=True)
+    return vf.flows.heavy_tail(key, dim, df=report.df, loc=report.loc, tril=report.tril)
 
 
 HEAVY, SMOOTH = vf.bijections.HeavyTail, vf.bijections.SmoothHeavyTail
 # name -> a flow that knows the tails where it can; bases train df further, output layers keep it.
+# "heavy_tail" is the recipe, with default options.
 METHODS = {
     "Gaussian base": lambda key, dim, nu: _coupling(key, dim),
     "Student-t base": lambda key, dim, nu: _coupling(
@@ -103,8 +85,7 @@ METHODS = {
     "HeavyTail behind a triangular layer": _output(HEAVY, triangular=True),
     "SmoothHeavyTail": _output(SMOOTH, triangular=False),
     "SmoothHeavyTail behind a triangular layer": _output(SMOOTH, triangular=True),
-    "HeavyTail within a Gaussian": _within_gaussian(HEAVY),
-    "SmoothHeavyTail within a Gaussian": _within_gaussian(SMOOTH),
+    "heavy_tail": _recipe,
 }
 
 

@@ -63,7 +63,7 @@ def test_draws_are_classified_and_df_can_be_passed_on():
     assert report.heavy.tolist() == [True, False, True]
     np.testing.assert_allclose(1 / report.df, [1, 0, 0.5], atol=0.1)
     assert np.all(report.lower <= report.df) and np.all(report.df <= report.upper)
-    assert report.df[1] == np.inf and "SmoothHeavyTail" in report.advice
+    assert report.df[1] == np.inf and "flows.heavy_tail" in report.advice
     table = repr(report)
     assert "heavy" in table and "light" in table and "Hill" in table
     assert vf.bijections.SmoothHeavyTail(3, df=report.df).heavy == (0, 2)
@@ -98,6 +98,24 @@ def test_a_diagonal_tail_is_seen_after_integration_only():
     report = vf.diagnostics.tails(target)
     assert report.heavy.tolist() == [True, True, False]
     np.testing.assert_allclose(report.df[:2], 1.5, rtol=1e-3)
+
+
+def test_whitened_a_coordinate_that_is_normal_around_a_heavy_one_is_light():
+    """The Gaussian at the mode in closed form: precision (df + 1)/df of the t, one of the normal."""
+    df, mode = 1.5, np.array([2.0, -1.0])
+
+    def log_density(x):
+        x = x - mode
+        return -0.5 * (df + 1) * jnp.log1p(x[0] ** 2 / df) - 0.5 * (x[1] - 3 * x[0]) ** 2
+
+    report = vf.diagnostics.tails(vf.Target(log_density, 2), whiten=True)
+    np.testing.assert_allclose(report.loc, mode, atol=1e-9)
+    sd = np.sqrt(df / (df + 1))
+    np.testing.assert_allclose(report.tril, [[sd, 0.0], [3 * sd, 1.0]], atol=1e-9)
+    np.testing.assert_allclose(report.df, [df, np.inf], rtol=1e-3)
+    assert "loc=report.loc" in report.advice and "at the mode" in repr(report)
+    with pytest.raises(ValueError, match="whiten=True"):
+        vf.diagnostics.tails(np.arange(500.0), whiten=True)
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,9 @@ FLOWS = {
         key, 2, transformer=vf.bijections.TanhMixture(2), num_layers=2, hidden=(5,)
     ),
     "coupling shared": lambda key: vf.flows.coupling(key, 2, shared_trunk=True, **SMALL),
+    "heavy_tail 5": lambda key: vf.flows.heavy_tail(
+        key, 5, df=_heavy().df, loc=jnp.ones(5), tril=jnp.eye(5) + jnp.tri(5, k=-1), **SMALL
+    ),
     "inverse_autoregressive": lambda key: vf.flows.inverse_autoregressive(key, 2, **SMALL),
     "inverse_autoregressive 1": lambda key: vf.flows.inverse_autoregressive(key, 1, **SMALL),
     "inverse_autoregressive 5": lambda key: vf.flows.inverse_autoregressive(

@@ -45,8 +45,8 @@ def _derivatives(
     return slope, curvature + jnp.diag(1 - free)
 
 
-def _mode(log_density: Callable[[Array], Array], dim: int) -> tuple[Array, Array]:
-    """The mode and the marginal standard deviations of its Laplace approximation."""
+def _laplace(log_density: Callable[[Array], Array], dim: int) -> tuple[Array, Array]:
+    """The mode and a square root of the covariance of the Gaussian there."""
     free = jnp.ones((dim,))
     mode = jax.jit(lambda x: _ascend(log_density, x, free))(jnp.zeros((dim,)))
     _, curvature = _derivatives(log_density, mode, free)
@@ -55,7 +55,20 @@ def _mode(log_density: Callable[[Array], Array], dim: int) -> tuple[Array, Array
         raise ValueError(
             "tails: no mode of the target was found from zero; pass draws of a fit instead."
         )
-    return mode, jnp.sqrt(vectors**2 @ (1 / values))
+    return mode, vectors @ jnp.diag(1 / jnp.sqrt(values))
+
+
+def _mode(log_density: Callable[[Array], Array], dim: int) -> tuple[Array, Array]:
+    """The mode and the marginal standard deviations of the Gaussian there."""
+    mode, root = _laplace(log_density, dim)
+    return mode, jnp.linalg.norm(root, axis=1)
+
+
+def gaussian_at_mode(log_density: Callable[[Array], Array], dim: int) -> tuple[NDArray, NDArray]:
+    """Location and lower Cholesky factor of the Gaussian at the mode, shapes (dim,), (dim, dim)."""
+    mode, root = map(np.asarray, _laplace(log_density, dim))
+    upper = np.linalg.qr(root.T, mode="r")
+    return mode, (upper * np.where(np.diag(upper) < 0, -1.0, 1.0)[:, None]).T
 
 
 def _slopes(log_height: NDArray) -> NDArray:

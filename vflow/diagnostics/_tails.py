@@ -8,7 +8,7 @@ from jax.core import Tracer
 from numpy.typing import NDArray
 
 from vflow.diagnostics._tail_estimators import double_bootstrap, hill, kernel_estimator, moments
-from vflow.diagnostics._tail_slopes import integrated_slopes, slice_slopes
+from vflow.diagnostics._tail_slopes import gaussian_at_mode, integrated_slopes, slice_slopes
 
 _MIN_DRAWS = 200
 _LIGHT_DF = 10.0  # Hill calls a normal sample about 10: it cannot tell such an index from light
@@ -30,6 +30,9 @@ class TailReport(NamedTuple):
             slopes for a target.
         advice: which family to use.
         note: what the numbers mean and what they do not.
+        loc: with `whiten`, the mode, shape (d,); else None.
+        tril: with `whiten`, the lower Cholesky factor of the covariance of the Gaussian there, shape
+            (d, d); else None.
     """
 
     df: NDArray
@@ -40,6 +43,8 @@ class TailReport(NamedTuple):
     details: dict[str, NDArray]
     advice: str
     note: str
+    loc: NDArray | None = None
+    tril: NDArray | None = None
 
     def __repr__(self) -> str:
         """A table, the advice and the note."""
@@ -54,10 +59,13 @@ class TailReport(NamedTuple):
             "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
             for row in rows
         ]
-        return "\n".join([f"Tails by {self.method}", *lines, self.advice, self.note])
+        where = "" if self.loc is None else ", in the coordinates of the Gaussian at the mode"
+        return "\n".join([f"Tails by {self.method}{where}", *lines, self.advice, self.note])
 
 
-def tails(target_or_data: Any, *, method: str | None = None, seed: int = 0) -> TailReport:
+def tails(
+    target_or_data: Any, *, method: str | None = None, whiten: bool = False, seed: int = 0
+) -> TailReport:
     r"""Light or heavy, coordinate by coordinate, the tail index, and the family to use.
 
     The index of a heavy tail is $\nu = 1/\xi$, the degrees of freedom of a Student-t with that tail:
@@ -79,10 +87,16 @@ def tails(target_or_data: Any, *, method: str | None = None, seed: int = 0) -> T
     reports the slope along each axis through the mode, minus one: $\nu$ only for independent
     coordinates.
 
+    With `whiten` all this is said of the coordinates $z$ of the Gaussian at the mode, $x = \mu + Lz$:
+    linear dependence between heavy coordinates is taken out first, and a coordinate that is normal
+    around a heavy one is then light. `vf.flows.heavy_tail` builds on these.
+
     Args:
         target_or_data: draws of shape (n,) or (n, d), n of at least 200; or a target with `log_prob`
             and `dim`, as `vf.target` and `vf.Target` make it.
         method: for a target "integrated" (default, up to 64 coordinates) or "slices".
+        whiten: of a target, whether to look at it in the coordinates of the Gaussian at its mode, which
+            the report then has as `loc` and `tril`.
         seed: of the bootstrap.
 
     Returns:
@@ -108,9 +122,10 @@ def tails(target_or_data: Any, *, method: str | None = None, seed: int = 0) -> T
     if callable(getattr(target_or_data, "log_prob", None)):
         if not isinstance(getattr(target_or_data, "dim", None), int):
             raise TypeError("tails: a target needs dim; pass a vf.Target, or draws of a flow.")
-        return _of_target(target_or_data, method)
-    if method is not None:
-        raise ValueError(f"tails: method is for targets, got {method!r} with draws.")
+        return _of_target(target_or_data, method, whiten=whiten)
+    if method is not None or whiten:
+        given = f"method={method!r}" if method is not None else "whiten=True"
+        raise ValueError(f"tails: method and whiten are for targets, got {given} with draws.")
     if isinstance(target_or_data, Tracer):
         raise TypeError("tails: the draws are traced; call it on concrete arrays, outside jit.")
     try:
@@ -162,13 +177,18 @@ def _of_coordinate(index: int, x: NDArray, rng: np.random.Generator) -> tuple:
     return df, lower, upper, xi, xi_moments, xi_kernel, k
 
 
-def _of_target(target: Any, method: str | None) -> TailReport:
+def _of_target(target: Any, method: str | None, *, whiten: bool) -> TailReport:
     method = method or ("integrated" if target.dim <= _MOST_INTEGRATED else "slices")
     if method not in ("integrated", "slices"):
         raise ValueError(f"tails: method must be 'integrated' or 'slices', got {method!r}.")
+    loc = tril = None
     with jax.enable_x64(True):
+        log_density = target.log_prob
+        if whiten:
+            loc, tril = gaussian_at_mode(target.log_prob, target.dim)
+            log_density = lambda z: target.log_prob(loc + tril @ z)
         run = integrated_slopes if method == "integrated" else slice_slopes
-        slopes = run(target.log_prob, target.dim)  # (d, 2 sides, 2 decades), positive
+        slopes = run(log_density, target.dim)  # (d, 2 sides, 2 decades), positive
     index = slopes - 1
     # The heavier side decides; a power law is where the slope has stopped growing.
     power = (slopes[..., 1] < _STEEP * slopes[..., 0]) & (index[..., 1] > 0)
@@ -192,14 +212,16 @@ def _of_target(target: Any, method: str | None) -> TailReport:
             "the slope, minus one, right for independent coordinates only. A multivariate t of df nu in d\n"
             "dimensions shows nu + d - 1 here, and a tail along a diagonal does not show at all."
         )
-    return TailReport(df, lower, upper, heavy, method, details, _advice(df), note)
+    advice = _advice(df, whitened=whiten)
+    return TailReport(df, lower, upper, heavy, method, details, advice, note, loc, tril)
 
 
-def _advice(df: NDArray) -> str:
+def _advice(df: NDArray, *, whitened: bool = False) -> str:
     heavy = np.isfinite(df)
     if not heavy.any():
         return "Use a light-tailed flow: vf.flows.coupling(key, dim)."
-    output = "vf.flows.coupling(key, dim, tails=vf.bijections.SmoothHeavyTail(dim, df=report.df))"
-    if df[heavy].min() < 2:
+    where = ", loc=report.loc, tril=report.tril" if whitened else ""
+    output = f"vf.flows.heavy_tail(key, dim, df=report.df{where})"
+    if whitened or df[heavy].min() < 2:
         return f"Use an output transform: {output}."
     return f"Use {output},\nor a Student-t base: vf.flows.tail_adaptive(key, dim, df=report.df)."

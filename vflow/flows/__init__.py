@@ -7,6 +7,7 @@ from vflow.flows._block_autoregressive import block_autoregressive as block_auto
 from vflow.flows._continuous import continuous as continuous
 from vflow.flows._coupling import coupling as coupling
 from vflow.flows._gaussian import gaussian as gaussian
+from vflow.flows._heavy_tail import heavy_tail as heavy_tail
 from vflow.flows._injective import injective as injective
 from vflow.flows._kernelised import kernelised as kernelised
 from vflow.flows._mixture import mixture as mixture
@@ -22,6 +23,7 @@ __all__ = [
     "continuous",
     "coupling",
     "gaussian",
+    "heavy_tail",
     "injective",
     "inverse_autoregressive",
     "kernelised",

@@ -45,8 +45,7 @@ def tail_adaptive(
 
     The gradient of an ELBO hardly sees the tails, so df moves slowly: start from a good value, as
     `vf.diagnostics.tails(...).df` is, and judge by k-hat. Every heavy marginal can take the heaviest
-    tail of the group, as `BlockLU` mixes them. Below df of about 2 an output transform works better:
-    `coupling(..., tails=vf.bijections.SmoothHeavyTail(dim, df=df))`.
+    tail of the group, as `BlockLU` mixes them. Below df of about 2 `heavy_tail` works better.
 
     Args:
         key: PRNG key of the networks' weights; the splits do not depend on it.
