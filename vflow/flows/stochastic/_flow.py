@@ -346,9 +346,9 @@ class StochasticFlow(eqx.Module):
         return Tempered(base, target, temperature, temperature)
 
     def _start(self, key: PRNGKeyArray) -> tuple[Array, Array, Array]:
-        key_base, key_layers = jax.random.split(key)
-        x, log_base = self.base.sample_and_log_prob(key_base)
-        return x, log_base, jax.random.split(key_layers, len(self.temperatures))
+        keys = jax.random.split(key, 1 + len(self.temperatures))
+        x, log_base = self.base.sample_and_log_prob(keys[0])
+        return x, log_base, keys[1:]
 
     def _draw(
         self, key: PRNGKeyArray, target: LogDensity, choices: "_Choices | None"

@@ -69,10 +69,8 @@ class Langevin(AbstractTransition):
     def forward_along(
         self, noise: Array, x: Array, log_density: LogDensity, *, fixed: bool = False
     ) -> tuple[Array, Array, Array]:
-        """`(y, dS, noise of the reversed path)` for given noise; `fixed`: see `langevin_path`."""
-        return langevin_path(
-            noise, x, lambda k: log_density, None, jnp.exp(self.log_step), 1, fixed
-        )
+        """`(y, dS, noise of the reversed path)` for given noise; `fixed`: see `_controlled_path`."""
+        return _free_path(noise, x, log_density, jnp.exp(self.log_step), fixed=fixed)
 
     def reverse_along(
         self, noise: Array, y: Array, log_density: LogDensity
@@ -151,7 +149,7 @@ class ControlledLangevin(AbstractTransition):
     def forward_along(
         self, noise: Array, x: Array, log_density: LogDensity, *, fixed: bool = False
     ) -> tuple[Array, Array, Array]:
-        """`(y, dS, noise of the reversed path)` for given noise; `fixed`: see `langevin_path`."""
+        """`(y, dS, noise of the reversed path)` for given noise; `fixed`: see `_controlled_path`."""
         return self._path(noise, x, log_density, 1, fixed=fixed)
 
     def reverse_along(
@@ -173,17 +171,61 @@ class ControlledLangevin(AbstractTransition):
             return self.network(jnp.concatenate([x, share]))
 
         density = lambda k: between(log_density, (k + 1) / n)
-        return langevin_path(noise, x, density, control, jnp.exp(self.log_step), sign, fixed)
+        return _controlled_path(
+            noise, x, density, control, jnp.exp(self.log_step), sign, fixed=fixed
+        )
 
 
-def langevin_path(
+def _free_path(
+    noise: Array,
+    x: Array,
+    log_density: LogDensity,
+    step: Array,
+    *,
+    fixed: bool,
+) -> tuple[Array, Array, Array]:
+    """Langevin steps of one density: as `_controlled_path`, without control.
+
+    The loop visits positions, of which there is one more than steps: a visit ends the step before
+    and begins the next, so that the slope, which both need, is computed and compiled once.
+    """
+    length = step.astype(x.dtype)
+    width = jnp.sqrt(2 * length)
+    stop = jax.lax.stop_gradient if fixed else lambda x: x
+    slope = jax.grad(log_density)
+
+    def visit(carry, inputs):
+        x, before, eps_before, total = carry
+        eps, first, last = inputs
+        g = slope(x)
+        a = jnp.where(first, 0.0, 0.5 * width * (before + g))
+        total = total - jnp.sum(a * eps_before) - 0.5 * jnp.sum(a * a)
+        drift = length * g
+        y = stop(x + jnp.where(last, 0.0, drift + width * eps))
+        if fixed:
+            eps = (y - x - drift) / width
+        return (y, g, eps, total), -(eps_before + a)
+
+    visits = jnp.arange(len(noise) + 1)
+    start = (stop(x), jnp.zeros_like(x), jnp.zeros_like(x), jnp.zeros_like(x, shape=()))
+    inputs = (
+        jnp.concatenate([noise, jnp.zeros_like(noise[:1])]),
+        visits == 0,
+        visits == len(noise),
+    )
+    (y, _, _, total), back = jax.lax.scan(visit, start, inputs)
+    return y, total, back[1:]
+
+
+def _controlled_path(
     noise: Array,
     x: Array,
     density: Callable[[Any], LogDensity],
-    control: Callable[[Array, Array], Array] | None,
+    control: Callable[[Array, Array], Array],
     step: Array,
     sign: int,
-    fixed: bool,  # noqa: FBT001
+    *,
+    fixed: bool,
 ) -> tuple[Array, Array, Array]:
     r"""Langevin steps driven by given noise: `(end, dS, noise of the other direction)`.
 
@@ -195,7 +237,7 @@ def langevin_path(
         noise: standard normal, (n, *shape), in the order in which it is used.
         x: where to start.
         density: of the number of the step, counted from the base's side.
-        control: f of time (0 to n) and position, or None for zero.
+        control: f of time (0 to n) and position.
         step: eta.
         sign: 1 from base to target, -1 in reverse.
         fixed: whether the positions are constants, the noise a function of parameters: dS is then
@@ -204,30 +246,26 @@ def langevin_path(
     n = noise.shape[0]
     length = step.astype(x.dtype)
     width = jnp.sqrt(2 * length)
-    push = (lambda time, x: jnp.zeros_like(x)) if control is None else control
     stop = jax.lax.stop_gradient if fixed else lambda x: x
     slope = lambda k, x: jax.grad(density(k))(x)
-    # A plain Langevin layer has one density: the slope at the end of a step serves the next one.
-    constant = control is None
 
     def move(carry, inputs):
-        x, kept, f, total = carry
+        x, f, total = carry
         k, time, eps = inputs
-        g = kept if constant else slope(k, x)
+        g = slope(k, x)
         drift = length * (g + sign * f)
         y = stop(x + drift + width * eps)
         if fixed:
             eps = (y - x - drift) / width
-        after, f_after = slope(k, y), push(time, y)
-        a = 0.5 * width * (g + after + sign * (f - f_after))
+        f_after = control(time, y)
+        a = 0.5 * width * (g + slope(k, y) + sign * (f - f_after))
         total = total - jnp.sum(a * eps) - 0.5 * jnp.sum(a * a)
-        return (y, after if constant else kept, f_after, total), -(eps + a)
+        return (y, f_after, total), -(eps + a)
 
     order = jnp.arange(n) if sign == 1 else jnp.arange(n)[::-1]
     times = order + (1 if sign == 1 else 0)
     x = stop(x)
-    kept = slope(0, x) if constant else jnp.zeros_like(x, shape=())
-    first = push(jnp.asarray(0 if sign == 1 else n), x)
-    start = (x, kept, first, jnp.zeros_like(x, shape=()))
-    (y, _, _, total), back = jax.lax.scan(move, start, (order, times, noise))
+    first = control(jnp.asarray(0 if sign == 1 else n), x)
+    start = (x, first, jnp.zeros_like(x, shape=()))
+    (y, _, total), back = jax.lax.scan(move, start, (order, times, noise))
     return y, total, back
