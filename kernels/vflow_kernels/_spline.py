@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vflow_kernels._filled import filled
+from vflow_kernels._filled import filled, materialised
 
 _MIN_BIN = 1e-3  # least width and height of a bin, as a fraction of the interval
 _MIN_SLOPE = 1e-3
@@ -102,7 +102,7 @@ def spline_inverse(
 
 def _split(raw: Array) -> tuple[Array, Array, Array]:
     num_bins = (raw.shape[0] + 1) // 3
-    return raw[:num_bins], raw[num_bins : 2 * num_bins], raw[2 * num_bins :]
+    return tuple(jax.lax.split(raw, (num_bins, num_bins, num_bins - 1)))
 
 
 def _bin_map(theta: Array, s: Array, d0: Array, d1: Array) -> tuple[Array, Array]:
@@ -115,76 +115,99 @@ def _bin_map(theta: Array, s: Array, d0: Array, d1: Array) -> tuple[Array, Array
 
 
 def _search(z: Array, along: Array, across: Array, slopes: Array, bound: float):
-    """The bin of z along one axis: sums of unnormalised softmax weights below it and in it.
+    """The bin of z along one axis: its number, softmax weights below it and in it, raw slopes.
 
-    Slices and comparisons only, which XLA fuses into one loop; a search or a gather for every
-    element, or reductions over the short axis of bins, take two to three times as long on a CPU.
+    Slices and comparisons only, which XLA fuses into a loop for each output; a search or a gather
+    for every element, or reductions over the short axis of bins, take two to three times as long on
+    a CPU.
     """
     num_bins = along.shape[0]
     tops = [jax.lax.stop_gradient(jnp.max(a, 0)) for a in (along, across)]
-    first, second = jnp.exp(along - tops[0][None]), jnp.exp(across - tops[1][None])
-    totals = sum(first[1:], first[0]), sum(second[1:], second[0])
+    weights = [jnp.exp(a - top[None]) for a, top in zip((along, across), tops, strict=True)]
+    totals = [sum(rows[1:], rows[0]) for rows in weights]
     free = 2 * bound * (1 - _MIN_BIN * num_bins)
     floor = 2 * bound * _MIN_BIN / free * totals[0]
     reached = (z + bound) / free * totals[0]
-    zero = filled(z, 0.0)
-    index, knot, below, other_below = zero, zero, zero, zero
-    weight, other_weight, low, high = first[0], second[0], zero, slopes[0]
-    for k in range(1, num_bins):
-        knot = knot + first[k - 1]
-        right = reached >= knot + k * floor
-        index = index + right.astype(z.dtype)
-        below = below + right * first[k - 1]
-        other_below = other_below + right * second[k - 1]
-        weight = jnp.where(right, first[k], weight)
-        other_weight = jnp.where(right, second[k], other_weight)
-        low = jnp.where(right, slopes[k - 1], low)
-        high = jnp.where(right, slopes[k] if k < num_bins - 1 else zero, high)
-    shares = (below / totals[0], weight / totals[0])
-    other_shares = (other_below / totals[1], other_weight / totals[1])
-    return index, tops, totals, (*shares, *other_shares), (low + _SHIFT, high + _SHIFT)
+    knot = weights[0][0]
+    number = (reached >= knot + floor).astype(z.dtype)
+    for k in range(2, num_bins):
+        knot = knot + weights[0][k - 1]
+        number = number + (reached >= knot + k * floor)
+    # In memory, or the search for it would be repeated for every output.
+    number = materialised(number)
+    past = [number > k - 0.5 for k in range(1, num_bins)]
+
+    zero = filled(number, 0.0)
+
+    def below(rows):
+        total = zero
+        for beyond, row in zip(past, rows, strict=False):
+            total = total + beyond * row
+        return total
+
+    def here(rows):
+        found = rows[0]
+        for beyond, row in zip(past, rows[1:], strict=True):
+            found = jnp.where(beyond, row, found)
+        return found
+
+    shares = [
+        part(rows) / total
+        for rows, total in zip(weights, totals, strict=True)
+        for part in (below, here)
+    ]
+    raw_slopes = [here(rows) + _SHIFT for rows in ([zero, *slopes], [*slopes, zero])]
+    return number, weights, totals, shares, raw_slopes
 
 
-def _outputs(index: Array, shares: tuple, raw_slopes: tuple, bound: float, num_bins: int) -> tuple:
+def _outputs(number: Array, shares: list, raw_slopes: list, bound: float, num_bins: int) -> tuple:
     floor = 2 * bound * _MIN_BIN
     free = 2 * bound - floor * num_bins
-    starts = [free * share + index * floor - bound for share in shares[::2]]
+    starts = [free * share + number * floor - bound for share in shares[::2]]
     sizes = [free * share + floor for share in shares[1::2]]
-    # softplus, without its array of zeros: see `filled`
-    ends = [jnp.maximum(r, 0) + jnp.log1p(jnp.exp(-jnp.abs(r))) + _MIN_SLOPE for r in raw_slopes]
+    # A softplus, without its array of zeros (see `filled`); the least slope makes up for log1p.
+    ends = [jnp.maximum(r, 0) + jnp.log(1 + jnp.exp(-jnp.abs(r))) + _MIN_SLOPE for r in raw_slopes]
     return starts[0], sizes[0], starts[1], sizes[1], *ends
 
 
 @ft.partial(jax.custom_jvp, nondiff_argnums=(4,))
 def _bin(z: Array, along: Array, across: Array, slopes: Array, bound: float) -> tuple[Array, ...]:
     """Start and size of z's bin along the one axis and the other, and the slopes at its ends."""
-    index, _, _, shares, raw_slopes = _search(z, along, across, slopes, bound)
-    return _outputs(index, shares, raw_slopes, bound, along.shape[0])
+    number, _, _, shares, raw_slopes = _search(z, along, across, slopes, bound)
+    return _outputs(number, shares, raw_slopes, bound, along.shape[0])
 
 
 @_bin.defjvp
 def _bin_jvp(bound: float, primals: tuple, tangents: tuple) -> tuple:
-    # The bin does not depend on z but through its number. Each tangent is a masked sum over the
-    # bins, whose transpose is one elementwise pass. Where the sums are divided, XLA stops fusing:
-    # otherwise it would compute everything that leads to a cotangent again for every bin.
-    z, along, across, slopes = primals
-    num_bins = along.shape[0]
-    index, tops, totals, shares, raw_slopes = _search(z, along, across, slopes, bound)
-    out = _outputs(index, shares, raw_slopes, bound, num_bins)
-    number = jnp.arange(num_bins, dtype=z.dtype).reshape((-1,) + (1,) * z.ndim)
-    place = (index * totals[0] / totals[0])[None]
-    before, here = number < place - 0.5, jnp.abs(number - place) < 0.5
+    # The bin does not depend on z but through its number.
+    num_bins = primals[1].shape[0]
+    number, weights, totals, shares, raw_slopes = _search(*primals, bound)
     free = 2 * bound * (1 - _MIN_BIN * num_bins)
+    per_share = [total / free for total in totals]
+    per_slope = [1 + jnp.exp(jnp.minimum(-r, 60)) for r in raw_slopes]
+    moved = _moved(number, weights, shares, per_share, per_slope, tangents[1:])
+    return _outputs(number, shares, raw_slopes, bound, num_bins), moved
 
-    def total(mask, values):
-        return jnp.sum(mask * values, 0)
 
+@ft.partial(jax.checkpoint, prevent_cse=False)
+def _moved(
+    number: Array, weights: list, shares: list, per_share: list, per_slope: list, tangents: tuple
+) -> tuple:
+    """The tangents of the bin: sums over all bins, masked.
+
+    Their transpose is one elementwise pass. Where the sums are divided, XLA stops fusing: otherwise
+    it would compute everything that leads to a cotangent again for every bin. The checkpoint
+    keeps the number of the bin for the transpose, not the masks.
+    """
+    num_bins = tangents[0].shape[0]
+    bins = jnp.arange(num_bins, dtype=number.dtype).reshape((-1,) + (1,) * number.ndim)
+    before, here = bins < number[None] - 0.5, jnp.abs(bins - number[None]) < 0.5
     moved = []
-    for i, raw in enumerate((along, across)):
-        weighted = tangents[i + 1] * jnp.exp(raw - tops[i][None])
+    for i in range(2):
+        weighted = tangents[i] * weights[i]
         everywhere = jnp.sum(weighted, 0)
         for mask, share in ((before, shares[2 * i]), (here, shares[2 * i + 1])):
-            moved.append((total(mask, weighted) - share * everywhere) / (totals[i] / free))
-    for mask, r in ((here[1:], raw_slopes[0]), (here[:-1], raw_slopes[1])):
-        moved.append(total(mask, tangents[3]) / (1 + jnp.exp(jnp.minimum(-r, 60))))
-    return out, tuple(moved)
+            moved.append((jnp.sum(mask * weighted, 0) - share * everywhere) / per_share[i])
+    for mask, per in zip((here[1:], here[:-1]), per_slope, strict=True):
+        moved.append(jnp.sum(mask * tangents[2], 0) / per)
+    return tuple(moved)

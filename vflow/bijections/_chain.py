@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
+from vflow_kernels._filled import materialised
 
 from vflow.bijections._bijection import AbstractBijection
 
@@ -118,6 +119,11 @@ class Chain(AbstractBijection):
         return x, total, score
 
 
+def _in_memory(leaf: Array) -> Array:
+    """Biases and the like, of which a layer's elementwise part is full; matrices are there anyway."""
+    return materialised(leaf) if leaf.ndim == 1 and eqx.is_inexact_array(leaf) else leaf
+
+
 class Scan(AbstractBijection):
     r"""The composition of layers of one structure, stacked: one compiled body for all of them.
 
@@ -194,7 +200,7 @@ class Scan(AbstractBijection):
 
         def step(carry, arrays):
             total, x, *score = carry
-            layer = eqx.combine(arrays, static)
+            layer = eqx.combine(jax.tree.map(_in_memory, arrays), static)
             y, log_det, *score = getattr(layer, method)(x, *score, condition=condition, **options)
             return (total + log_det, y, *score), None
 

@@ -89,7 +89,7 @@ class Coupling(AbstractBijection):
     def _params(self, passive: Array, condition: Array | None) -> Array:
         inputs = passive if condition is None else jnp.concatenate([passive, condition])
         # one contiguous row a parameter: a spline reads its bins in half the time
-        return self.conditioner(inputs).reshape(self.transformer.num_params, -1).T
+        return self.conditioner(inputs).reshape(self.transformer.num_params, -1)
 
     def forward_and_log_det(self, x: Array, condition: Array | None = None) -> tuple[Array, Array]:
         """One pass of the conditioner."""

@@ -65,8 +65,8 @@ class Elementwise(AbstractBijection):
     def _params(self, condition: Array | None) -> Array:
         if isinstance(self.params, MLP):
             flat = self.params(condition)  # pyright: ignore[reportArgumentType]
-            return flat.reshape(-1, self.transformer.num_params)
-        return self.params
+            return flat.reshape(-1, self.transformer.num_params).T
+        return self.params.T
 
     def forward_and_log_det(self, x: Array, condition: Array | None = None) -> tuple[Array, Array]:
         """The transformer at every coordinate."""

@@ -11,7 +11,11 @@ from vflow_kernels import triangular_fixed_point, triangular_root
 from vflow.bijections._bijection import AbstractBijection
 from vflow.bijections._checks import check_dim, condition_shape
 from vflow.bijections._masked_mlp import MaskedMLP
-from vflow.bijections._transformer import AbstractTransformer, as_transformer
+from vflow.bijections._transformer import (
+    AbstractTransformer,
+    as_transformer,
+    over_coordinates,
+)
 
 # Of the score in float32, relative and for the worst draw. A sweep costs a tenth of a training step.
 _TOLERANCE = 1e-3
@@ -97,7 +101,8 @@ class MaskedAutoregressive(AbstractBijection):
         self.shape = (dim,)
 
     def _transform(self, x: Array, condition: Array | None) -> tuple[Array, Array]:
-        return jax.vmap(self.transformer.forward)(x, self.conditioner(x, condition))
+        run = over_coordinates(self.transformer, self.transformer.forward)
+        return run(x, self.conditioner(x, condition))
 
     def forward_and_log_det(self, x: Array, condition: Array | None = None) -> tuple[Array, Array]:
         """One pass of the network."""
@@ -118,7 +123,8 @@ class MaskedAutoregressive(AbstractBijection):
     ) -> tuple[Array, Array, Array]:
         """One pass of the network and a few products with its transposed input Jacobian."""
         params, pull = jax.vjp(lambda x: self.conditioner(x, condition), x)
-        (y, log_slope), pull_transformer = jax.vjp(jax.vmap(self.transformer.forward), x, params)
+        run = over_coordinates(self.transformer, self.transformer.forward)
+        (y, log_slope), pull_transformer = jax.vjp(run, x, params)
         one, zero = jnp.ones_like(y), jnp.zeros_like(y)
         slope, curvature = pull_transformer((one, zero))[0], pull_transformer((zero, one))[0]
         rest = score - curvature

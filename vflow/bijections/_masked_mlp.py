@@ -83,9 +83,9 @@ class MaskedMLP(eqx.Module):
         return eqx.tree_at(lambda network: network.weights, self.network, tuple(masked))
 
     def __call__(self, x: Array, condition: Array | None) -> Array:
-        """The parameters of every coordinate, shape `(dim, num_params)`."""
+        """The parameters of every coordinate, shape `(num_params, dim)`."""
         inputs = x if condition is None else jnp.concatenate([condition, x])
-        return self.masked()(inputs).reshape(self.num_params, -1).T
+        return self.masked()(inputs).reshape(self.num_params, -1)
 
     def solve(self, transformer: AbstractTransformer, y: Array, condition: Array | None) -> Array:
         """The x whose coordinates the transformer, given x, takes to y: one after the other."""

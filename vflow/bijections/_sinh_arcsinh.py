@@ -1,6 +1,7 @@
 """The sinh-arcsinh transformer: skewness and tail weight."""
 
 import math
+from typing import ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -47,6 +48,7 @@ class SinhArcsinhTransformer(AbstractTransformer):
     max_log_tail: float = eqx.field(static=True, default=1.0)
     max_skew: float = eqx.field(static=True, default=4.0)
     num_params: int = eqx.field(static=True, default=4, init=False)
+    elementwise: ClassVar[bool] = True
 
     def __check_init__(self):
         bounds = (self.max_log_scale, self.max_log_tail, self.max_skew)

@@ -1,5 +1,7 @@
 """The rational-quadratic spline transformer."""
 
+from typing import ClassVar
+
 import equinox as eqx
 from jaxtyping import Array
 from vflow_kernels import spline_forward, spline_inverse
@@ -35,6 +37,7 @@ class Spline(AbstractTransformer):
 
     num_bins: int = eqx.field(static=True, default=8)
     bound: float = eqx.field(static=True, default=5.0)
+    elementwise: ClassVar[bool] = True
 
     def __check_init__(self):
         if not isinstance(self.num_bins, int) or not 2 <= self.num_bins <= 500:

@@ -113,7 +113,7 @@ class TailCoupling(AbstractBijection):
             network = network(jnp.concatenate(parts))
         if network is None:
             network = jnp.zeros((0,), inputs[0].dtype)
-        return network.reshape(-1, self.transformer.num_params)
+        return network.reshape(-1, self.transformer.num_params).T
 
     def _split(self, x: Array) -> tuple[Array, Array, Array, Array]:
         """Passive light, active light, passive heavy, active heavy."""

@@ -1,6 +1,8 @@
 """Transformers: the scalar maps inside coupling and elementwise layers."""
 
 import abc
+from collections.abc import Callable
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -13,11 +15,14 @@ class AbstractTransformer(eqx.Module):
     r"""A strictly increasing scalar map $y = \tau(x; \phi)$, its parameters from a conditioner.
 
     A subclass has only static, hashable fields (its options), sets `num_params`, and implements
-    `forward` and `inverse` for one coordinate; layers vectorise them with `jax.vmap`. At
+    `forward` and `inverse` for one coordinate; layers vectorise them with `jax.vmap`. Where both
+    also take x of any shape s with params of shape (num_params, *s), `elementwise = True` in the
+    class says so, and layers call them with whole arrays, which compile to faster loops. At
     $\phi = 0$ the map is the identity, so that a layer with a fresh conditioner starts there.
     """
 
     num_params: eqx.AbstractVar[int]
+    elementwise: ClassVar[bool] = False
 
     @abc.abstractmethod
     def forward(self, x: Array, params: Array) -> tuple[Array, Array]:
@@ -57,6 +62,7 @@ class AffineTransformer(AbstractTransformer):
     min_log_scale: float = eqx.field(static=True, default=-2.0)
     max_log_scale: float = eqx.field(static=True, default=2.0)
     num_params: int = eqx.field(static=True, default=2, init=False)
+    elementwise: ClassVar[bool] = True
 
     def __check_init__(self):
         if not self.min_log_scale < 0 < self.max_log_scale:
@@ -91,9 +97,14 @@ def as_transformer(transformer: AbstractTransformer | str) -> AbstractTransforme
     return named[transformer]()
 
 
+def over_coordinates(transformer: AbstractTransformer, run: Callable) -> Callable:
+    """One of its two methods for x of shape (n,) and params of shape (num_params, n)."""
+    return run if transformer.elementwise else jax.vmap(run, in_axes=(0, 1))
+
+
 def transform(transformer: AbstractTransformer, x: Array, params: Array) -> tuple[Array, Array]:
-    """All coordinates at once: x of shape (n,), params of shape (n, num_params)."""
-    y, log_derivative = jax.vmap(transformer.forward)(x, params)
+    """All coordinates at once: x of shape (n,), params of shape (num_params, n)."""
+    y, log_derivative = over_coordinates(transformer, transformer.forward)(x, params)
     return y, jnp.sum(log_derivative)
 
 
@@ -101,7 +112,7 @@ def transform_inverse(
     transformer: AbstractTransformer, y: Array, params: Array
 ) -> tuple[Array, Array]:
     """The inverse of `transform` and the log-det of the inverse."""
-    x, log_derivative = jax.vmap(transformer.inverse)(y, params)
+    x, log_derivative = over_coordinates(transformer, transformer.inverse)(y, params)
     return x, jnp.sum(log_derivative)
 
 
@@ -116,7 +127,8 @@ def transform_push_score(
     """
     # One evaluation and three pulls: a jvp beside a vjp would evaluate the transformer twice, and
     # XLA does not always merge the two.
-    (y, log_derivative), pull = jax.vjp(jax.vmap(transformer.forward), x, params)
+    run = over_coordinates(transformer, transformer.forward)
+    (y, log_derivative), pull = jax.vjp(run, x, params)
     one, zero = jnp.ones_like(y), jnp.zeros_like(y)
     slope, curvature = pull((one, zero))[0], pull((zero, one))[0]
     score_y = (score - curvature) / slope
