@@ -20,10 +20,13 @@ import vflow as vf
 from tests.benchmarks._measure import machine, table
 from tests.data.posteriors import POSTERIORS, errors
 
-NAMES = ("eight_schools_centered", "garch11", "kidscore_interaction", "arK", "gp_pois_regr")
+NAMES = (
+    "eight_schools_centered", "eight_schools_noncentered", "garch11", "kidscore_interaction", "arK",
+    "gp_pois_regr", "hmm_example", "nes2000",
+)  # fmt: skip
 DRAWS = 8000
 HEADER = (
-    "model", "fit", "error before", "method", "R-hat", "ESS", "error of means", "of sds", "CPU s",
+    "model", "fit", "error before", "method", "rounds", "R-hat", "ESS", "error of means", "of sds", "CPU s",
     "NUTS: error of means", "CPU s",
 )  # fmt: skip
 
@@ -58,8 +61,8 @@ def row(name):
     mean, sd = errors(real.reference, refined.draws)
     nuts, nuts_seconds = raw_nuts(real)
     return (
-        name, posterior.status, f"{before:.3f}", refined.method, f"{refined.rhat:.4f}",
-        f"{refined.ess:.0f}", f"{mean:.3f}", f"{sd:.3f}", f"{seconds:.0f}", f"{nuts:.3f}",
+        name, posterior.status, f"{before:.3f}", refined.method, str(refined.rounds),
+        f"{refined.rhat:.4f}", f"{refined.ess:.0f}", f"{mean:.3f}", f"{sd:.3f}", f"{seconds:.0f}", f"{nuts:.3f}",
         f"{nuts_seconds:.0f}",
     )  # fmt: skip
 
@@ -70,7 +73,7 @@ def main():
     rows = []
     for name in sys.argv[1:] or NAMES:
         rows.append(row(name))
-        print(*rows[-1], flush=True)
+        print("|", " | ".join(rows[-1]), "|", flush=True)
     print(table(HEADER, rows))
 
 

@@ -57,7 +57,7 @@ def test_a_poor_fit_becomes_exact_draws(poor):
 
 @pytest.mark.slow
 def test_independent_proposals_from_a_poor_fit_stall_and_the_report_says_so(poor):
-    refined = poor.refine(jax.random.key(0), "imh", 8000)
+    refined = poor.refine(jax.random.key(0), "imh", 8000, num_rounds=1)
     assert "the chains disagree" in str(refined)
 
 
@@ -74,7 +74,7 @@ def test_independent_proposals_cross_between_modes_and_local_chains_do_not():
 def test_a_chain_behind_a_one_to_one_map_stays_in_its_mode():
     far = lambda x: jnp.logaddexp(-8 * jnp.sum((x - 4.0) ** 2), -8 * jnp.sum((x + 4.0) ** 2))
     wide = posterior_of(affine_flow([0.0], [4.0]), far)
-    refined = wide.refine(jax.random.key(2), "neutra", 2000, num_chains=6)
+    refined = wide.refine(jax.random.key(2), "neutra", 2000, num_chains=6, num_rounds=2)
     assert refined.rhat > 1.1
     assert "the chains disagree" in str(refined)
 
@@ -104,6 +104,39 @@ def test_the_rule_and_its_refusals(poor):
     refined = both.refine(jax.random.key(4), num_samples=2000)  # no map: whole draws by weight
     right = np.asarray(refined.draws["x"])[:, 0] > 0
     assert abs(right.mean() - 0.7) < 4.5 * np.sqrt(0.21 / refined.ess)
+
+
+@pytest.mark.slow
+def test_a_funnel_is_straightened_by_maps_learned_from_the_draws():
+    """x0 ~ N(0, 3^2), x1..x4 given x0 ~ N(0, e^x0): one round of chains does not get into the neck."""
+
+    def funnel(x):
+        return -(x[0] ** 2) / 18 - 0.5 * jnp.sum(x[1:] ** 2) * jnp.exp(-x[0]) - 2 * x[0]
+
+    poor = posterior_of(affine_flow(np.zeros(5), np.ones(5)), funnel)
+    once = poor.refine(jax.random.key(0), "neutra", 4000, num_rounds=1)
+    assert once.rounds == 1 and once.warnings
+    refined = poor.refine(jax.random.key(0), "neutra", 4000)
+    assert refined.rounds > 1 and refined.warnings == (), refined
+    first = np.asarray(refined.draws["x"])[:, 0]
+    assert abs(first.mean()) < 4.5 * 3 / np.sqrt(refined.ess)
+    np.testing.assert_allclose(first.std(), 3.0, rtol=0.1)
+
+
+def test_chains_are_carried_on_until_their_draws_suffice():
+    """Eight times as many as asked for, thinned; of a map there is no question with a mixture."""
+    parts = [affine_flow([m], [0.2]) for m in (-1.3, 1.3)]
+    both = posterior_of(vf.distributions.Mixture(parts), two_modes)
+    short = both.refine(jax.random.key(5), num_samples=200, num_warmup=20, num_rounds=1)
+    longer = both.refine(jax.random.key(5), num_samples=200, num_warmup=20)
+    assert short.warnings and longer.rounds > 1 and longer.draws["x"].shape == (200, 1)
+    assert longer.ess > 1.5 * short.ess
+
+
+def test_divergent_transitions_are_told():
+    noise = np.random.default_rng(0).normal(size=(4, 1000, 2))
+    assert judged(noise, 40)[2] == ()
+    assert "41 transitions diverged" in judged(noise, 41)[2][0]
 
 
 def test_short_chains_are_not_judged():

@@ -2,29 +2,38 @@
 
 import math
 import time
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray
+from scipy.stats import norm, rankdata
 
+from vflow.bijections import Chain, TriangularAffine
 from vflow.distributions import Flow
-from vflow.fit._draws import extra
+from vflow.fit._compile import filter_jit
 from vflow.fit._dtype import cast, scope
-from vflow.flows.stochastic import MALA
+from vflow.fit._recipe import default_flow
+from vflow.fit._refine_kernels import Kernel, independent, neutra
+from vflow.fit._warm_start import likelihood_ascent
 from vflow.targets import Target
 
 METHODS = ("auto", "neutra", "imh")
 # Weights at least this even make independent proposals mix in a few iterations.
 _EVEN = 0.02
 _LIGHT = 0.7
-_PROPOSALS = 16
-_LOCAL = 5
 _RHAT = 1.01
+_HOPELESS = 1.1  # R-hat of a first piece of chains that are not carried on
+_DIVERGENT = 0.01  # share of the transitions above which corners are not reached
+_MOVED = 0.05  # sds by which means, or logs of sds, of two rounds differ that do not agree
 _FEWEST = 4  # draws of a chain that R-hat can be computed from
+_PIECE = 250  # iterations of a chain between two looks, at least
+_ROWS = 10  # draws per coordinate that a map is learned from, at least
+_UNSETTLED = (
+    "{} transitions diverged, and draws still moved by 0.05 sd from round to round after {} of them: "
+    "there may be a corner of the posterior that chains do not get into; a larger num_rounds helps."
+)
 
 
 class Refined(NamedTuple):
@@ -38,6 +47,7 @@ class Refined(NamedTuple):
         acceptance: mean acceptance rate: of NUTS trajectories, or the share of iterations of "imh" that
             took a fresh proposal.
         divergences: divergent transitions of NUTS.
+        rounds: how many it took; more than one means maps learned from draws, or longer chains.
         warnings: why the draws are not to be trusted, one sentence each.
         seconds: wall time.
     """
@@ -48,6 +58,7 @@ class Refined(NamedTuple):
     ess: float
     acceptance: float
     divergences: int
+    rounds: int
     warnings: tuple[str, ...]
     seconds: float
 
@@ -55,7 +66,8 @@ class Refined(NamedTuple):
         count = len(next(iter(self.draws.values())))
         lines = [
             f"{count} draws by {self.method}: R-hat {self.rhat:.3f}, effective size {self.ess:.0f}, "
-            f"acceptance {self.acceptance:.2f}, {self.divergences} divergences, {self.seconds:.1f} s"
+            f"acceptance {self.acceptance:.2f}, {self.divergences} divergences, "
+            f"rounds: {self.rounds}, {self.seconds:.1f} s"
         ]
         return "\n".join(lines + [f"warning: {warning}" for warning in self.warnings])
 
@@ -89,25 +101,140 @@ def run_chains(
     num_samples: int,
     num_chains: int,
     num_warmup: int,
+    num_rounds: int,
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """Unconstrained draws, shape (chains, draws, dim), and acceptance, divergences, seconds."""
+    """Unconstrained draws, shape (num_samples, dim), chain after chain, and the rest of a `Refined`.
+
+    In rounds, until the draws of one are as they should be, and if transitions diverged, until a second
+    round agrees. With "neutra" a map is learned from the
+    draws of a round, and the next one begins where its chains stand; with "imh", and where there
+    are too few draws to learn from, the same chains are carried on for as long again. The draws
+    handed out are those of one kernel, which no longer changed.
+    """
     began = time.monotonic()
-    length = math.ceil(num_samples / num_chains)
+    length, learns = math.ceil(num_samples / num_chains), method == "neutra"
+    learns = learns and length * num_chains >= _ROWS * flow.shape[0]
+    outcomes, last = [], None
     with scope(dtype):
         flow = cast(flow, dtype)
-        one = _neutra(flow, target) if method == "neutra" else _independent(flow, target)
-        run = eqx.filter_jit(jax.vmap(lambda key: one(key, length, num_warmup)))
-        x, accepted, diverged = run(jax.random.split(key, num_chains))
-        x = np.asarray(x)
+        chains = _Chains(neutra(target) if method == "neutra" else independent(target))
+        for number in range(1, num_rounds + 1):
+            key, key_start, key_run, key_learn = jax.random.split(key, 4)
+            if number == 1 or learns:
+                chains.start(key_start, flow, last, num_chains, num_warmup)
+            more = learns and number < num_rounds
+            outcomes.append(chains.carry_on(key_run, length, may_stop=more))
+            x = outcomes[-1].x
+            if _settled(outcomes) or not np.isfinite(x).all():
+                break
+            if more:
+                flow, last = _learned(key_learn, x, dtype), jnp.asarray(x[:, -1])
+            elif not learns:
+                length = x.shape[1]
+    best = next((outcome for outcome in reversed(outcomes) if not outcome.warnings), None)
+    best = min(outcomes, key=lambda outcome: outcome.rhat) if best is None else best
+    x, warnings = best.x, best.warnings
+    if not warnings and not _settled(outcomes) and num_rounds > 1:
+        warnings = (_UNSETTLED.format(best.divergences, num_rounds),)
+    count = math.ceil(num_samples / num_chains)
+    kept = np.linspace(0, x.shape[1] - 1, count).round().astype(int)  # thins chains carried on
     report = {
-        "acceptance": float(np.mean(accepted)),
-        "divergences": int(np.sum(diverged)),
+        "method": method,
+        "rhat": best.rhat,
+        "ess": best.ess,
+        "acceptance": best.acceptance,
+        "divergences": best.divergences,
+        "rounds": len(outcomes),
+        "warnings": warnings,
         "seconds": round(time.monotonic() - began, 2),
     }
-    return x, report
+    return x[:, kept.round().astype(int)].reshape(-1, x.shape[2])[:num_samples], report
 
 
-def judged(x: np.ndarray) -> tuple[float, float, tuple[str, ...]]:
+class _Outcome(NamedTuple):
+    x: np.ndarray  # (chains, draws, dim)
+    acceptance: float
+    divergences: int
+    rhat: float
+    ess: float
+    warnings: tuple[str, ...]
+
+
+def _settled(outcomes: list[_Outcome]) -> bool:
+    """Whether no further round is wanted.
+
+    Divergent transitions mean corners that chains do not get into, which R-hat cannot see; but chains
+    behind another map get less far, or farther, and then the rounds differ.
+    """
+    *before, last = outcomes
+    if last.warnings or last.divergences == 0:
+        return not last.warnings
+    if not before:
+        return False
+    old, new = (outcome.x.reshape(-1, outcome.x.shape[-1]) for outcome in (before[-1], last))
+    # Of normal scores, for some coordinates have hardly a standard deviation.
+    ranks = rankdata(np.concatenate([old, new]), axis=0)
+    scores = norm.ppf((ranks - 0.375) / (len(ranks) + 0.25))
+    old, new = scores[: len(old)], scores[len(old) :]
+    moved = abs(new.mean(axis=0) - old.mean(axis=0))
+    widened = abs(np.log(new.std(axis=0) / old.std(axis=0)))
+    return bool(max(moved.max(), widened.max()) < _MOVED)
+
+
+class _Chains:
+    """Chains of one kernel: all their draws so far, and the compiled programs that go on with them."""
+
+    def __init__(self, kernel: Kernel):
+        many = lambda flow, keys, x, n: jax.vmap(
+            lambda key, x: kernel.start(flow, key, x, n), (0, None if x is None else 0)
+        )(keys, x)
+        self._start = filter_jit(many)
+        self._advance = filter_jit(
+            lambda flow, state, keys, n: jax.vmap(
+                lambda state, key: kernel.advance(flow, state, key, n)
+            )(state, keys)
+        )
+
+    def start(
+        self, key: PRNGKeyArray, flow: Any, first: Array | None, num_chains: int, num_warmup: int
+    ) -> None:
+        """New chains through `flow`, from `first` or from its draws, after their warm-up."""
+        self._flow, self._num_chains = flow, num_chains
+        self._state = self._start(flow, jax.random.split(key, num_chains), first, num_warmup)
+        self._pieces: list[tuple[np.ndarray, ...]] = []
+
+    def carry_on(self, key: PRNGKeyArray, length: int, *, may_stop: bool) -> _Outcome:
+        """All draws so far, after `length` more; fewer where the first piece is a failure."""
+        count = max(1, length // _PIECE)
+        piece = math.ceil(length / count)
+        for key_piece in jax.random.split(key, count):
+            keys = jax.random.split(key_piece, self._num_chains)
+            self._state, found = self._advance(self._flow, self._state, keys, piece)
+            self._pieces.append(tuple(np.asarray(part) for part in found))
+            if may_stop and len(self._pieces) == 1 and not self._outcome().rhat < _HOPELESS:
+                break
+        return self._outcome()
+
+    def _outcome(self) -> _Outcome:
+        x, accepted, diverged = (np.concatenate(p, axis=1) for p in zip(*self._pieces, strict=True))
+        divergences = int(diverged.sum())
+        return _Outcome(x, float(accepted.mean()), divergences, *judged(x, divergences))
+
+
+def _learned(key: PRNGKeyArray, x: np.ndarray, dtype: str) -> Flow:
+    """A coupling flow behind the draws' own mean and covariance, by maximum likelihood on them."""
+    rows = x.reshape(-1, x.shape[-1]).astype(np.float64)
+    loc, cov = rows.mean(axis=0), np.atleast_2d(np.cov(rows.T))
+    tril = np.linalg.cholesky(cov + 1e-10 * np.diag(np.diag(cov)))
+    white = np.linalg.solve(tril, (rows - loc).T).T
+    key_start, key_ascent = jax.random.split(key)
+    flow = cast(default_flow(key_start, len(loc)), dtype)
+    flow = likelihood_ascent(flow, jnp.asarray(white, dtype), key_ascent)
+    affine = TriangularAffine.from_loc_tril(jnp.asarray(loc, dtype), jnp.asarray(tril, dtype))
+    return Flow(flow.base, Chain([flow.bijection, affine]))
+
+
+def judged(x: np.ndarray, divergences: int = 0) -> tuple[float, float, tuple[str, ...]]:
     """The largest R-hat and the smallest effective size over coordinates, and what is wrong."""
     from arviz_stats.base import array_stats
 
@@ -125,106 +252,8 @@ def judged(x: np.ndarray) -> tuple[float, float, tuple[str, ...]]:
         )
     if ess < 100 * x.shape[0]:
         warnings.append(f"effective size {ess:.0f} is below 100 per chain: take more draws.")
+    if divergences > _DIVERGENT * x.shape[0] * x.shape[1]:
+        warnings.append(
+            f"{divergences} transitions diverged: chains do not get into a corner of the posterior."
+        )
     return rhat, ess, tuple(warnings)
-
-
-def _pulled_back(flow: Flow, target: Target) -> Callable[[Array], Array]:
-    def log_density(z: Array) -> Array:
-        x, log_det = flow.bijection.forward_and_log_det(z)
-        return target.log_prob(x) + log_det
-
-    return log_density
-
-
-def _neutra(flow: Flow, target: Target) -> Callable:
-    """NUTS on the density pulled back to the base space, with its own warm-up."""
-    import blackjax
-
-    nuts: Any = blackjax.nuts
-    log_density = _pulled_back(flow, target)
-
-    def chain(key: PRNGKeyArray, length: int, num_warmup: int) -> tuple[Array, Array, Array]:
-        key_start, key_warm, key_run = jax.random.split(key, 3)
-        warmup: Any = blackjax.window_adaptation(nuts, log_density)
-        found, _ = warmup.run(key_warm, flow.base.sample(key_start), num_warmup)
-        kernel = nuts(log_density, **found.parameters)
-
-        def step(state, key):
-            state, info = kernel.step(key, state)
-            return state, (state.position, info.acceptance_rate, info.is_divergent)
-
-        _, (z, accepted, diverged) = jax.lax.scan(
-            step, found.state, jax.random.split(key_run, length)
-        )
-        x = jax.lax.map(lambda z: flow.bijection.forward_and_log_det(z)[0], z)
-        return x, accepted, diverged
-
-    return chain
-
-
-def _independent(flow: Any, target: Target) -> Callable:
-    """Iterated sampling importance resampling with fresh draws of the family, and MALA moves.
-
-    The state carries its weight, so that an estimated density of the family is allowed. MALA moves are
-    made in the base space, where there is one.
-    """
-    exact = isinstance(flow, Flow)
-    pulled: Any = _pulled_back(flow, target) if exact else None
-
-    def propose(key: PRNGKeyArray) -> tuple[Array, Array]:
-        """A point (in the base space, if there is one) and its log weight."""
-        if exact:
-            z, log_q = flow.base.sample_and_log_prob(key)
-            return z, pulled(z) - log_q
-        x, log_q = flow.sample_and_log_prob(key, **extra(flow, target))
-        return x, target.log_prob(x) - log_q
-
-    def fresh(key: PRNGKeyArray, z: Array, log_w: Array) -> tuple[Array, Array, Array]:
-        """One of the proposals or the point itself, by weight."""
-        key_propose, key_pick = jax.random.split(key)
-        points, weights = jax.vmap(propose)(jax.random.split(key_propose, _PROPOSALS))
-        points = jnp.concatenate([z[None], points])
-        weights = jnp.concatenate([log_w[None], weights])
-        weights = jnp.where(jnp.isnan(weights), -jnp.inf, weights)
-        pick = jax.random.categorical(key_pick, weights)
-        return points[pick], weights[pick], pick > 0
-
-    def local(key: PRNGKeyArray, z: Array, log_step: Array) -> tuple[Array, Array]:
-        """MALA moves, and the share of them that was accepted."""
-        layer = MALA(num_steps=1, step_size=1.0)
-        layer = eqx.tree_at(lambda layer: layer.log_step, layer, log_step)
-
-        def move(z, key):
-            new, _ = layer.forward(key, z, pulled)
-            return new, jnp.any(new != z)
-
-        z, moved = jax.lax.scan(move, z, jax.random.split(key, _LOCAL))
-        return z, jnp.mean(moved)
-
-    def step(carry, inputs):
-        z, log_w, log_step = carry
-        key, rate = inputs
-        key_fresh, key_local = jax.random.split(key)
-        z, log_w, taken = fresh(key_fresh, z, log_w)
-        if exact:
-            z, moved = local(key_local, z, log_step)
-            log_w = pulled(z) - flow.base.log_prob(z)
-            log_step = log_step + rate * (moved - 0.574)
-        return (z, log_w, log_step), (z, taken)
-
-    def chain(key: PRNGKeyArray, length: int, num_warmup: int) -> tuple[Array, Array, Array]:
-        key_start, key_run = jax.random.split(key)
-        z, log_w = propose(key_start)
-        log_w = jnp.where(jnp.isnan(log_w), -jnp.inf, log_w)
-        log_step = jnp.full_like(log_w, math.log(0.5 / z.size ** (1 / 3)))
-        # The step is adapted in the warm-up only: the kernel of the draws that count is fixed.
-        n = num_warmup + length
-        rate = jnp.where(jnp.arange(n) < num_warmup, 0.2, 0.0).astype(log_w.dtype)
-        _, (z, taken) = jax.lax.scan(
-            step, (z, log_w, log_step), (jax.random.split(key_run, n), rate)
-        )
-        z, taken = z[num_warmup:], taken[num_warmup:]
-        x = jax.lax.map(lambda z: flow.bijection.forward_and_log_det(z)[0], z) if exact else z
-        return x, taken, jnp.zeros_like(taken)
-
-    return chain

@@ -38,7 +38,7 @@ def warm_start(flow: Any, cover: Cover, key: PRNGKeyArray, dtype: str) -> Any:
         dtype: "float32" or "float64".
     """
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
-    return _likelihood_ascent(flow, jnp.asarray(cover.resample(rng, _NUM_ROWS), dtype), key)
+    return likelihood_ascent(flow, jnp.asarray(cover.resample(rng, _NUM_ROWS), dtype), key)
 
 
 def reweighed(flow: Any, target: Target, key: PRNGKeyArray) -> Any:
@@ -72,10 +72,10 @@ def reweighed(flow: Any, target: Target, key: PRNGKeyArray) -> Any:
     weights = np.exp(log_w - log_w.max())
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
     rows = x[rng.choice(_NUM_WIDE, _NUM_ROWS, p=weights / weights.sum())]
-    return _likelihood_ascent(flow, rows, key_ascent)
+    return likelihood_ascent(flow, rows, key_ascent)
 
 
-def _likelihood_ascent(flow: Any, rows: Any, key: PRNGKeyArray) -> Any:
+def likelihood_ascent(flow: Any, rows: Any, key: PRNGKeyArray) -> Any:
     """The flow trained on rows; as it is where it has no density at given points."""
     trainable, static = partition(flow)
 
