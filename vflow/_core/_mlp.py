@@ -7,14 +7,40 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+
+@jax.custom_jvp
+def _tanh(x: Array) -> Array:
+    """`jnp.tanh`, its derivative as one factor, which is all that a pull-back reads (there two)."""
+    return jnp.tanh(x)
+
+
+@_tanh.defjvp
+def _tanh_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    y = _tanh(*primals)
+    return y, tangents[0] * ((1 - y) * (1 + y))
+
+
+@jax.custom_jvp
+def _silu(x: Array) -> Array:
+    """`jax.nn.silu`, its derivative as one factor as well (there it has three)."""
+    return x * jax.lax.logistic(x)
+
+
+@_silu.defjvp
+def _silu_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    rate = jax.lax.logistic(primals[0])
+    y = primals[0] * rate
+    return y, tangents[0] * (rate + y * (1 - rate))
+
+
 _ACTIVATIONS = {
     "elu": jax.nn.elu,
     "gelu": jax.nn.gelu,
     "leaky_relu": jax.nn.leaky_relu,
     "relu": jax.nn.relu,
-    "silu": jax.nn.silu,
+    "silu": _silu,
     "softplus": jax.nn.softplus,
-    "tanh": jnp.tanh,
+    "tanh": _tanh,
 }
 
 

@@ -73,8 +73,9 @@ class AffineTransformer(AbstractTransformer):
 
     def forward(self, x: Array, params: Array) -> tuple[Array, Array]:
         r"""$(x e^{\sigma} + m, \sigma)$."""
-        log_scale = soft_clamp(params[1], self.min_log_scale, self.max_log_scale)
-        return affine_coupling_forward(x, params[0], log_scale)
+        shift, raw = jax.lax.split(params, (1, 1))
+        log_scale = soft_clamp(raw[0], self.min_log_scale, self.max_log_scale)
+        return affine_coupling_forward(x, shift[0], log_scale)
 
     def inverse(self, y: Array, params: Array) -> tuple[Array, Array]:
         r"""$((y - m) e^{-\sigma}, -\sigma)$."""
