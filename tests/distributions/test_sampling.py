@@ -29,6 +29,14 @@ def test_draws_are_those_of_split_keys():
     np.testing.assert_allclose(log_q, [b for _, b in again], rtol=1e-12)
 
 
+@pytest.mark.parametrize("shape", [(1,), (5,), (10,), (3, 7), (16,)], ids=str)
+def test_normal_draws_are_those_of_jax(shape):
+    """Whatever number is drawn for the compiler's sake."""
+    key = jax.random.key(4)
+    x, _ = vf.distributions.Normal(shape).sample_and_log_prob(key)
+    np.testing.assert_array_equal(x, jax.random.normal(key, shape))
+
+
 def test_legacy_keys_draw_the_same():
     new = vf.sample_and_log_prob(jax.random.key(3), _flow(), 4)
     old = vf.sample_and_log_prob(jax.random.PRNGKey(3), _flow(), 4)

@@ -11,7 +11,9 @@ from vflow.bijections._checks import check_dim
 
 
 def _take(x: Array, index: Array) -> Array:
-    return x.at[index].get(unique_indices=True, mode="promise_in_bounds")
+    return x.at[index].get(
+        unique_indices=True, mode="promise_in_bounds", wrap_negative_indices=False
+    )
 
 
 class Permute(AbstractBijection):
