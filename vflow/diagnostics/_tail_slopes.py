@@ -67,7 +67,7 @@ def _mode(log_density: Callable[[Array], Array], dim: int) -> tuple[Array, Array
 def gaussian_at_mode(log_density: Callable[[Array], Array], dim: int) -> tuple[NDArray, NDArray]:
     """Location and lower Cholesky factor of the Gaussian at the mode, shapes (dim,), (dim, dim)."""
     mode, root = map(np.asarray, _laplace(log_density, dim))
-    upper = np.linalg.qr(root.T, mode="r")
+    upper = np.linalg.qr(root.T)[1]
     return mode, (upper * np.where(np.diag(upper) < 0, -1.0, 1.0)[:, None]).T
 
 

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import ArrayLike, PRNGKeyArray
 
 from vflow.bijections import (
+    AbstractBijection,
     AbstractTransformer,
     Chain,
     Freeze,
@@ -75,7 +76,7 @@ def heavy_tail(
         Hickling & Prangle 2025 (arXiv 2406.16971) for power tails in the last layer.
     """
     check_count("heavy_tail", "dim", dim)
-    layers = [SmoothHeavyTail(dim, df=df, trainable_df=trainable_df)]
+    layers: list[AbstractBijection] = [SmoothHeavyTail(dim, df=df, trainable_df=trainable_df)]
     if loc is not None or tril is not None:
         loc = jnp.zeros((dim,)) if loc is None else jnp.asarray(loc, float)
         tril = jnp.eye(dim) if tril is None else jnp.asarray(tril, float)
