@@ -8,6 +8,8 @@ import numpy as np
 from jaxtyping import Array
 from numpy.typing import NDArray
 
+from vflow._core._compile import jit_once
+
 _RADII = 10.0 ** np.arange(2, 6.5, 0.5)  # in standard deviations; two decades at the end are used
 _STEPS = 60
 
@@ -48,10 +50,15 @@ def _derivatives(
 def _laplace(log_density: Callable[[Array], Array], dim: int) -> tuple[Array, Array]:
     """The mode and a square root of the covariance of the Gaussian there."""
     free = jnp.ones((dim,))
-    mode = jax.jit(lambda x: _ascend(log_density, x, free))(jnp.zeros((dim,)))
-    _, curvature = _derivatives(log_density, mode, free)
-    values, vectors = jnp.linalg.eigh(curvature)
-    if not bool(jnp.isfinite(log_density(mode)) & jnp.all(values > 0)):
+
+    @jit_once
+    def climb(x):
+        mode = _ascend(log_density, x, free)
+        values, vectors = jnp.linalg.eigh(_derivatives(log_density, mode, free)[1])
+        return mode, log_density(mode), values, vectors
+
+    mode, height, values, vectors = climb(jnp.zeros((dim,)))
+    if not bool(jnp.isfinite(height) & jnp.all(values > 0)):
         raise ValueError(
             "tails: no mode of the target was found from zero; pass draws of a fit instead."
         )
@@ -82,7 +89,7 @@ def _slopes(log_height: NDArray) -> NDArray:
 
 def _both_sides(curve: Callable[[Array, float], Array], dim: int) -> NDArray:
     """The slopes of `curve(i, sign)` for every coordinate and both sides."""
-    run = jax.jit(
+    run = jit_once(
         lambda: jax.lax.map(lambda i: jnp.stack([curve(i, -1.0), curve(i, 1.0)]), jnp.arange(dim))
     )
     return _slopes(np.asarray(run()))

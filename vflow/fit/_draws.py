@@ -8,8 +8,8 @@ import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
+from vflow._core._compile import filter_jit
 from vflow.distributions import AbstractDistribution
-from vflow.fit._compile import filter_jit
 from vflow.fit._dtype import cast, scope
 from vflow.fit._mesh import Layout
 from vflow.targets import Target

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from vflow._core._compile import filter_jit_once
 from vflow.bijections import Chain, Freeze, SmoothHeavyTail
 from vflow.diagnostics import tails
 from vflow.distributions import Flow
-from vflow.fit._compile import filter_jit_once
 from vflow.fit._dtype import scope
 from vflow.fit._recipe import default_flow
 from vflow.fit._verdict import Verdict, misses

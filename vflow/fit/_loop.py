@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, PRNGKeyArray
 
 from vflow._core import FitError
-from vflow.fit._compile import jit, jit_once
+from vflow._core._compile import jit, jit_once
 from vflow.fit._mixing import Mixed, at_share, measured
 
 CHUNK = 100

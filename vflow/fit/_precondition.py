@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from vflow._core import FitError
-from vflow.fit._compile import jit
+from vflow._core._compile import jit
 from vflow.fit._cover import MAX_DIM, Cover, apart, find_cover
 from vflow.fit._dtype import scope
 from vflow.fit._lbfgs import climb

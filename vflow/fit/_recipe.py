@@ -10,9 +10,9 @@ import optax
 from jaxtyping import PRNGKeyArray
 
 from vflow._core import ProgramError
+from vflow._core._compile import filter_jit_once, jit_once
 from vflow.bijections import Affine, Chain, Freeze, SinhArcsinhTransformer, TriangularAffine
 from vflow.distributions import Flow, Mixture
-from vflow.fit._compile import filter_jit_once, jit_once
 from vflow.fit._cover import Cover
 from vflow.fit._dtype import cast, default_dtype
 from vflow.fit._low_rank import LowRank

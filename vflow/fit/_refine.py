@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 from scipy.stats import norm, rankdata
 
+from vflow._core._compile import filter_jit
 from vflow.bijections import Chain, TriangularAffine
 from vflow.distributions import Flow
-from vflow.fit._compile import filter_jit
 from vflow.fit._dtype import cast, scope
 from vflow.fit._recipe import default_flow
 from vflow.fit._refine_kernels import Kernel, independent, neutra

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
+from vflow._core._compile import jit_once
 from vflow.targets._numpyro import NumpyroSpace
 from vflow.targets._target import Target
 
@@ -29,7 +30,7 @@ def funnels(
     if not isinstance(space, NumpyroSpace):
         return ()
     points = space.prior_draws(key, _NUM_POINTS) if key is not None else points
-    scales = jax.jit(jax.vmap(space.hierarchical))(points)
+    scales = jit_once(jax.vmap(space.hierarchical))(points)
     varied = {name for name, scale in scales.items() if np.ptp(scale, axis=0).max() > 0}
     return tuple(site.name for site in target.sites if site.name in varied)
 

@@ -15,6 +15,7 @@ from jaxtyping import Array, PRNGKeyArray
 from numpyro.distributions.transforms import IdentityTransform, IndependentTransform
 from numpyro.distributions.util import sum_rightmost
 
+from vflow._core._compile import jit_once
 from vflow.programs._numpyro import (
     NumpyroCall,
     NumpyroProgram,
@@ -151,7 +152,7 @@ class NumpyroSpace(AbstractSpace):
             data = jax.random.bits(key, (n, 4), "uint32")
             return jax.vmap(one)(jax.random.wrap_key_data(data, impl="unsafe_rbg"))
 
-        return jax.jit(many)(key)
+        return jit_once(many)(key)
 
     def hierarchical(self, x: Array) -> dict[str, Array]:
         """The scale of each site that could be decentred, at an unconstrained point."""
@@ -171,7 +172,7 @@ class NumpyroSpace(AbstractSpace):
         jax.eval_shape(run, jnp.zeros(dim))
         if all(is_concrete(value) for value in box[0].values()):
             return {name: jnp.asarray(value) for name, value in box[0].items()}
-        here, there = (jax.jit(run)(jnp.full(dim, at)) for at in (0.0, 0.5))
+        here, there = (jit_once(run)(jnp.full(dim, at)) for at in (0.0, 0.5))
         return {k: v for k, v in here.items() if bool(jnp.array_equal(v, there[k], equal_nan=True))}
 
 

@@ -7,6 +7,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from vflow._core import ProgramError
+from vflow._core._compile import jit_once
 from vflow.targets._target import Target
 
 
@@ -29,7 +30,7 @@ def preflight(target: Target, x: ArrayLike) -> np.ndarray:
         raise ValueError(f"x must have shape ({target.dim},) or (n, {target.dim}), got {x.shape}.")
 
     points = x.reshape(-1, target.dim)
-    value, grad = jax.jit(jax.vmap(jax.value_and_grad(target.log_prob)))(points)
+    value, grad = jit_once(jax.vmap(jax.value_and_grad(target.log_prob)))(points)
     usable = np.isfinite(value) & np.isfinite(grad).all(axis=-1)
     if not usable.any():
         number = len(points)
@@ -49,7 +50,7 @@ def site_table(target: Target, x: ArrayLike) -> str:
         terms = target.terms(x)
         return terms, {k: jax.grad(lambda x, k=k: target.terms(x)[k])(x) for k in terms}
 
-    terms, gradients = jax.jit(terms_and_gradients)(x)
+    terms, gradients = jit_once(terms_and_gradients)(x)
     rows = [("site", "log density", "gradient")]
     for name, value in terms.items():
         bad = [s.name for s in target.sites if not np.isfinite(gradients[name][s.slice]).all()]
@@ -68,7 +69,7 @@ def diagnosis(target: Target, x: ArrayLike, where: str) -> str:
         where: what it is, as "at the start".
     """
     x = jnp.asarray(x)
-    parts = {name: np.asarray(v) for name, v in jax.jit(target.terms)(x).items()}
+    parts = {name: np.asarray(v) for name, v in jit_once(target.terms)(x).items()}
     culprits = [name for name, term in parts.items() if not np.isfinite(term)]
     what = (
         f"the log density of {', '.join(map(repr, culprits))}"
@@ -93,5 +94,5 @@ def diagnosis(target: Target, x: ArrayLike, where: str) -> str:
 
 def _finite_in_float64(target: Target, x: Array) -> bool:
     with jax.enable_x64(True):
-        value, grad = jax.jit(jax.value_and_grad(target.log_prob))(np.asarray(x, np.float64))
+        value, grad = jit_once(jax.value_and_grad(target.log_prob))(np.asarray(x, np.float64))
         return bool(np.isfinite(value) & np.isfinite(grad).all())

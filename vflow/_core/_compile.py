@@ -1,4 +1,4 @@
-"""How the programs of a fit are compiled: most of what a small fit costs is compilation."""
+"""How programs are compiled: most of what a small fit costs is compilation."""
 
 from collections.abc import Callable
 from typing import Any
