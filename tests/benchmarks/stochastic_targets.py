@@ -282,7 +282,8 @@ FAB = {
 }
 DRAWS = {"phi4": 4000, "cox": 2000}
 REFINE = {
-    "phi4": {"num_samples": 2000, "num_warmup": 200, "num_rounds": 2},
+    "gmm40": {"num_samples": 2000, "num_warmup": 250, "num_rounds": 2},
+    "phi4": {"num_samples": 400, "num_warmup": 100, "num_rounds": 1},
     "cox": {"num_samples": 800, "num_warmup": 200, "num_rounds": 1},
 }
 

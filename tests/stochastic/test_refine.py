@@ -42,7 +42,7 @@ def poor():
 
 def test_a_poor_fit_becomes_exact_draws(poor):
     assert poor.status != "ok"
-    refined = poor.refine(jax.random.key(0), "auto", 8000)
+    refined = poor.refine(jax.random.key(0), "auto", 8000, num_rounds=1)
     assert refined.warnings == (), refined.warnings
     assert refined.rhat < 1.01 and refined.method == "neutra"
     x = np.asarray(refined.draws["x"])
@@ -123,6 +123,7 @@ def test_a_funnel_is_straightened_by_maps_learned_from_the_draws():
     np.testing.assert_allclose(first.std(), 3.0, rtol=0.1)
 
 
+@pytest.mark.slow
 def test_chains_are_carried_on_until_their_draws_suffice():
     """Eight times as many as asked for, thinned; of a map there is no question with a mixture."""
     parts = [affine_flow([m], [0.2]) for m in (-1.3, 1.3)]

@@ -43,7 +43,7 @@ class Refined(NamedTuple):
         draws: site -> array of shape (num_samples, *site shape), chain after chain.
         method: "neutra" or "imh".
         rhat: the largest R-hat of the unconstrained coordinates (rank-normalised, split).
-        ess: the smallest bulk effective sample size.
+        ess: the smallest bulk effective sample size, of the chains before they are thinned.
         acceptance: mean acceptance rate: of NUTS trajectories, or the share of iterations of "imh" that
             took a fresh proposal.
         divergences: divergent transitions of NUTS.
@@ -105,15 +105,17 @@ def run_chains(
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Unconstrained draws, shape (num_samples, dim), chain after chain, and the rest of a `Refined`.
 
-    In rounds, until the draws of one are as they should be, and if transitions diverged, until a second
-    round agrees. With "neutra" a map is learned from the
-    draws of a round, and the next one begins where its chains stand; with "imh", and where there
-    are too few draws to learn from, the same chains are carried on for as long again. The draws
-    handed out are those of one kernel, which no longer changed.
+    In rounds, until the draws of one are as they should be, and if transitions diverged, until a
+    second round agrees. With "neutra" a map is learned from the draws of a round, and the next one
+    begins where its chains stand; with "imh", and where there are too few draws to learn from, the
+    same chains are carried on for as long again. The draws handed out are those of one kernel, which
+    no longer changed.
     """
     began = time.monotonic()
     length, learns = math.ceil(num_samples / num_chains), method == "neutra"
-    learns = learns and length * num_chains >= _ROWS * flow.shape[0]
+    enough = _ROWS * flow.shape[0]
+    learns = learns and length * num_chains >= enough
+    from_a_piece = _PIECE * num_chains >= enough
     outcomes, last = [], None
     with scope(dtype):
         flow = cast(flow, dtype)
@@ -123,7 +125,7 @@ def run_chains(
             if number == 1 or learns:
                 chains.start(key_start, flow, last, num_chains, num_warmup)
             more = learns and number < num_rounds
-            outcomes.append(chains.carry_on(key_run, length, may_stop=more))
+            outcomes.append(chains.carry_on(key_run, length, may_stop=more and from_a_piece))
             x = outcomes[-1].x
             if _settled(outcomes) or not np.isfinite(x).all():
                 break
@@ -131,12 +133,15 @@ def run_chains(
                 flow, last = _learned(key_learn, x, dtype), jnp.asarray(x[:, -1])
             elif not learns:
                 length = x.shape[1]
-    best = next((outcome for outcome in reversed(outcomes) if not outcome.warnings), None)
-    best = min(outcomes, key=lambda outcome: outcome.rhat) if best is None else best
-    x, warnings = best.x, best.warnings
-    if not warnings and not _settled(outcomes) and num_rounds > 1:
-        warnings = (_UNSETTLED.format(best.divergences, num_rounds),)
     count = math.ceil(num_samples / num_chains)
+    good = [outcome for outcome in outcomes if not outcome.warnings]
+    full = [outcome for outcome in outcomes if outcome.x.shape[1] >= count] or outcomes
+    best = (
+        good[-1] if good else min(full, key=lambda outcome: np.nan_to_num(outcome.rhat, nan=np.inf))
+    )
+    x, warnings = best.x, best.warnings
+    if good and not _settled(outcomes) and num_rounds > 1:
+        warnings = (_UNSETTLED.format(best.divergences, len(outcomes)),)
     kept = np.linspace(0, x.shape[1] - 1, count).round().astype(int)  # thins chains carried on
     report = {
         "method": method,
@@ -148,7 +153,7 @@ def run_chains(
         "warnings": warnings,
         "seconds": round(time.monotonic() - began, 2),
     }
-    return x[:, kept.round().astype(int)].reshape(-1, x.shape[2])[:num_samples], report
+    return x[:, kept].reshape(-1, x.shape[2])[:num_samples], report
 
 
 class _Outcome(NamedTuple):
@@ -225,7 +230,7 @@ def _learned(key: PRNGKeyArray, x: np.ndarray, dtype: str) -> Flow:
     """A coupling flow behind the draws' own mean and covariance, by maximum likelihood on them."""
     rows = x.reshape(-1, x.shape[-1]).astype(np.float64)
     loc, cov = rows.mean(axis=0), np.atleast_2d(np.cov(rows.T))
-    tril = np.linalg.cholesky(cov + 1e-10 * np.diag(np.diag(cov)))
+    tril = np.linalg.cholesky(cov + np.diag(1e-10 * np.diag(cov) + 1e-30))
     white = np.linalg.solve(tril, (rows - loc).T).T
     key_start, key_ascent = jax.random.split(key)
     flow = cast(default_flow(key_start, len(loc)), dtype)
