@@ -41,10 +41,10 @@ def _derivatives(
     log_density: Callable[[Array], Array], x: Array, free: Array
 ) -> tuple[Array, Array]:
     """Gradient and minus the Hessian over the free coordinates; the unit matrix on the others."""
-    slope = jnp.nan_to_num(jax.grad(log_density)(x)) * free
-    both = jnp.outer(free, free)
-    curvature = -jnp.nan_to_num(jax.hessian(log_density)(x)) * both
-    return slope, curvature + jnp.diag(1 - free)
+    slope = jax.grad(log_density)
+    hessian, gradient = jax.jacfwd(lambda x: (slope(x),) * 2, has_aux=True)(x)
+    curvature = -jnp.nan_to_num(hessian) * jnp.outer(free, free)
+    return jnp.nan_to_num(gradient) * free, curvature + jnp.diag(1 - free)
 
 
 def _laplace(log_density: Callable[[Array], Array], dim: int) -> tuple[Array, Array]:

@@ -121,7 +121,7 @@ def tails(
     """
     if callable(getattr(target_or_data, "log_prob", None)):
         if not isinstance(getattr(target_or_data, "dim", None), int):
-            raise TypeError("tails: a target needs dim; pass a vf.Target, or draws of a flow.")
+            raise TypeError("tails: a target needs dim; pass `vf.target(program)`, a vf.Target, or draws.")
         return _of_target(target_or_data, method, whiten=whiten)
     if method is not None or whiten:
         given = f"method={method!r}" if method is not None else "whiten=True"
