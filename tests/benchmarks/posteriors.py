@@ -137,7 +137,8 @@ def without(ingredient, target_dim):
         arguments = {"gradient": "total"}
     with contextlib.ExitStack() as stack:
         if ingredient == "start":
-            one = mock.patch.multiple(_precondition, _NUM_STARTS=1, MAX_DIM=0)
+            nothing = lambda *_: None
+            one = mock.patch.multiple(_precondition, _NUM_STARTS=1, find_cover=nothing)
             stack.enter_context(one)
         if ingredient == "escalation":
             plan = budget_of("default")._replace(rounds=1)
