@@ -102,7 +102,8 @@ def spline_inverse(
 
 def _split(raw: Array) -> tuple[Array, Array, Array]:
     num_bins = (raw.shape[0] + 1) // 3
-    return tuple(jax.lax.split(raw, (num_bins, num_bins, num_bins - 1)))
+    widths, heights, slopes = jax.lax.split(raw, (num_bins, num_bins, num_bins - 1))
+    return widths, heights, slopes
 
 
 def _bin_map(theta: Array, s: Array, d0: Array, d1: Array) -> tuple[Array, Array]:
@@ -180,8 +181,9 @@ def _bin(z: Array, along: Array, across: Array, slopes: Array, bound: float) -> 
 @_bin.defjvp
 def _bin_jvp(bound: float, primals: tuple, tangents: tuple) -> tuple:
     # The bin does not depend on z but through its number.
-    num_bins = primals[1].shape[0]
-    number, weights, totals, shares, raw_slopes = _search(*primals, bound)
+    z, along, across, slopes = primals
+    num_bins = along.shape[0]
+    number, weights, totals, shares, raw_slopes = _search(z, along, across, slopes, bound)
     free = 2 * bound * (1 - _MIN_BIN * num_bins)
     per_share = [total / free for total in totals]
     per_slope = [1 + jnp.exp(jnp.minimum(-r, 60)) for r in raw_slopes]

@@ -62,8 +62,8 @@ def row(name):
     nuts, nuts_seconds = raw_nuts(real)
     return (
         name, posterior.status, f"{before:.3f}", refined.method, str(refined.rounds),
-        f"{refined.rhat:.4f}", f"{refined.ess:.0f}", f"{mean:.3f}", f"{sd:.3f}", f"{seconds:.0f}", f"{nuts:.3f}",
-        f"{nuts_seconds:.0f}",
+        f"{refined.rhat:.4f}", f"{refined.ess:.0f}", f"{mean:.3f}", f"{sd:.3f}", f"{seconds:.0f}",
+        f"{nuts:.3f}", f"{nuts_seconds:.0f}",
     )  # fmt: skip
 
 
