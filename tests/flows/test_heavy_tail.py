@@ -57,11 +57,14 @@ def test_the_gaussian_is_kept_and_df_if_not_wanted():
         ({"loc": np.zeros(2)}, "heavy_tail: loc has shape"),
         ({"tril": np.eye(2)}, "heavy_tail: tril has shape"),
         ({"tril": -np.eye(3)}, "diagonal"),
+        ({"loc": np.array([0.0, np.nan, 0.0])}, "loc must be finite"),
+        ({"tril": np.diag([1.0, np.inf, 1.0])}, "tril must be finite"),
+        ({"tril": TRIL @ TRIL.T}, "not the covariance"),
         ({"df": np.ones(2)}, "df has shape"),
         ({"df": -1.0}, "df must be"),
         ({"num_layers": 0}, "num_layers"),
     ],
-    ids=["loc", "tril", "negative", "df", "df negative", "layers"],
+    ids=["loc", "tril", "negative", "nan", "infinite", "full", "df", "df negative", "layers"],
 )
 def test_bad_arguments_are_named(options, match):
     with pytest.raises(ValueError, match=match):

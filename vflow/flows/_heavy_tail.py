@@ -1,6 +1,8 @@
 """Coupling flows with heavy-tailed outputs."""
 
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import ArrayLike, PRNGKeyArray
 
 from vflow.bijections import (
@@ -83,6 +85,13 @@ def heavy_tail(
         for name, array, shape in (("loc", loc, (dim,)), ("tril", tril, (dim, dim))):
             if array.shape != shape:
                 raise ValueError(f"heavy_tail: {name} has shape {array.shape}, expected {shape}.")
+            if not isinstance(array, Tracer) and not np.isfinite(array).all():
+                raise ValueError(f"heavy_tail: {name} must be finite, got {array}.")
+        if not isinstance(tril, Tracer) and np.triu(tril, 1).any():
+            raise ValueError(
+                "heavy_tail: tril has entries above its diagonal; pass the lower Cholesky factor of a "
+                "covariance, not the covariance."
+            )
         layers.append(Freeze(TriangularAffine.from_loc_tril(loc, tril)))
     return coupling(
         key,
