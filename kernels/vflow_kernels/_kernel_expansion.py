@@ -161,10 +161,11 @@ def median_lengthscale(points: Float[Array, "n d"]) -> Float[Array, " d"]:
     Source:
         Garreau, Jitkrittum & Kanagawa 2018 (arXiv 1707.07269), the median heuristic.
     """
-    spread = jnp.std(points, axis=0)
-    spread = jnp.where(spread > 0, spread, 1)
+    spread = jnp.where(jnp.ptp(points, axis=0) > 0, jnp.std(points, axis=0), 1)
     scaled = points / spread[None]
     squared = jnp.sum((scaled[:, None] - scaled[None]) ** 2, axis=-1)
-    count = jnp.sum(squared > 0)  # each pair twice
-    ordered = jnp.sort(jnp.where(squared > 0, squared, jnp.inf), axis=None)
+    # Not `squared > 0`: a fused multiply and add may leave the rounding of a product.
+    apart = jnp.any(points[:, None] != points[None], axis=-1)
+    count = jnp.sum(apart)  # each pair twice
+    ordered = jnp.sort(jnp.where(apart, squared, jnp.inf), axis=None)
     return spread * jnp.sqrt(0.5 * jnp.where(count > 0, ordered[count // 2 - 1], 2))

@@ -113,7 +113,8 @@ def test_draws_and_densities_agree(name):
 def test_path_draws_the_samples_and_values_of_total(name):
     values = _results(name).values
     np.testing.assert_array_equal(values["path"][0], values["total"][0])
-    np.testing.assert_array_equal(values["path"][1], values["total"][1])
+    # the same operations; XLA may fuse a multiplication and an addition in one program only
+    np.testing.assert_allclose(values["path"][1], values["total"][1], rtol=1e-14)
 
 
 @names

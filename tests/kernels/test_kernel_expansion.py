@@ -100,7 +100,16 @@ def test_median_heuristic():
     twice = jnp.asarray([[0.0], [0.0], [0.0], [2.0]])
     spread = np.std([0.0, 0.0, 0.0, 2.0])
     np.testing.assert_allclose(median_lengthscale(twice), spread * np.sqrt(0.5 * (2 / spread) ** 2))
-    np.testing.assert_array_equal(median_lengthscale(jnp.ones((3, 2))), 1)
+    np.testing.assert_array_equal(median_lengthscale(jnp.full((3, 2), 0.1)), 1)
+
+
+@pytest.mark.optimised
+def test_median_heuristic_is_the_same_in_a_loop():
+    # There the products of a scaled difference are fused with it, and a point was not its own equal.
+    points = jax.random.normal(jax.random.key(0), (3, 4, 1))
+    looped = jax.jit(lambda p: jax.lax.map(median_lengthscale, p))(points)
+    expected = [median_lengthscale(p) for p in points]
+    np.testing.assert_allclose(looped, expected, rtol=1e-12)
 
 
 def test_unknown_kernel():

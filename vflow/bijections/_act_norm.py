@@ -110,7 +110,8 @@ def _whiten(bijection: Any, x: Array, condition: Array | None) -> tuple[Any, Arr
     if isinstance(bijection, ActNorm):
         low, loc, high = jnp.quantile(x, jnp.array([0.25, 0.5, 0.75]), axis=0)
         spread = (high - low) / _QUARTILES
-        log_scale = -jnp.log(jnp.where(spread > 0, spread, 1))
+        rounding = 8 * jnp.finfo(x.dtype).eps * jnp.abs(loc)
+        log_scale = -jnp.log(jnp.where(spread > rounding, spread, 1))
         leaves = lambda norm: (norm.loc, norm.log_scale)
         new = (loc.astype(bijection.loc.dtype), log_scale.astype(bijection.log_scale.dtype))
         bijection = eqx.tree_at(leaves, bijection, new)

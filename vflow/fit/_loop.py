@@ -10,10 +10,11 @@ import optax
 from jaxtyping import Array, PRNGKeyArray
 
 from vflow._core import FitError
-from vflow._core._compile import jit, jit_once
+from vflow._core._compile import jit, jit_long, jit_once
 from vflow.fit._mixing import Mixed, at_share, measured
 
 CHUNK = 100
+_LONG = 5000  # steps above which what the faster program costs to compile comes back
 
 
 class Progress(NamedTuple):
@@ -97,7 +98,6 @@ class Ascent:
             )
             return carry, jnp.where(ok, value, jnp.nan)
 
-        @jit
         def run_chunk(key, carry, start, count, inputs):
             def body(carry, i):
                 return jax.lax.cond(
@@ -110,7 +110,7 @@ class Ascent:
             blank = jnp.full_like(jax.eval_shape(step, key, carry, start, inputs)[1], jnp.nan)
             return jax.lax.scan(body, carry, jnp.arange(chunk))
 
-        self._chunk = run_chunk
+        self._short, self._long = jit(run_chunk), jit_long(run_chunk)
 
     def run(
         self,
@@ -149,6 +149,7 @@ class Ascent:
             state = LoopState(0, params, jit_once(self.optimizer.init)(params), np.zeros(0))
         else:
             state = resume
+        run_chunk = self._long if num_steps > _LONG else self._short
         stopped = None
         if resume is not None and converged is not None and converged(state.values):
             stopped = "converged"  # it was killed after its last step
@@ -156,7 +157,7 @@ class Ascent:
         try:
             while state.step < num_steps and stopped is None:
                 count = min(self.chunk, num_steps - state.step)
-                carry, values = self._chunk(
+                carry, values = run_chunk(
                     key, (state.params, state.optimizer_state), state.step, count, inputs
                 )
                 values = np.asarray(values, np.float64)[:count]

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 from scipy.stats import norm, rankdata
 
-from vflow._core._compile import filter_jit
+from vflow._core._compile import filter_jit_long
 from vflow.bijections import Chain, TriangularAffine
 from vflow.distributions import Flow
 from vflow.fit._dtype import cast, scope
@@ -193,8 +193,8 @@ class _Chains:
         many = lambda flow, keys, x, n: jax.vmap(
             lambda key, x: kernel.start(flow, key, x, n), (0, None if x is None else 0)
         )(keys, x)
-        self._start = filter_jit(many)
-        self._advance = filter_jit(
+        self._start = filter_jit_long(many)
+        self._advance = filter_jit_long(
             lambda flow, state, keys, n: jax.vmap(
                 lambda state, key: kernel.advance(flow, state, key, n)
             )(state, keys)
