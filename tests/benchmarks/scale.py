@@ -27,7 +27,8 @@ import vflow as vf
 from tests.benchmarks._measure import machine, table
 from vflow._core import combine, partition
 from vflow.fit._local import LocalFlow, Locals
-from vflow.fit._local_draws import minibatch_bound, row_inputs
+from vflow.fit._local_bound import minibatch_bound
+from vflow.fit._local_draws import row_inputs
 from vflow.fit._local_start import Start
 from vflow.fit._low_rank import LowRank
 from vflow.fit._mesh import Layout
@@ -131,7 +132,7 @@ def minibatch_step(program, num_samples):
         local = Locals(jax.random.key(1), start)
         flow = LocalFlow(flow, local, rows.global_index, rows.local_index)
     trainable, static = partition(flow)
-    bound = minibatch_bound(rows, num_samples, "path", layout)
+    bound = minibatch_bound(rows, num_samples, vf.objectives.elbo(), "path")
 
     def step(key, trainable, inputs):
         return value_and_grad(lambda key, t: bound(key, combine(t, static), inputs))(key, trainable)

@@ -12,12 +12,18 @@ import numpyro.distributions as dist
 import pytest
 
 import vflow as vf
+from tests.faults.killed import numbers
 from vflow._core import combine, partition
+from vflow.fit._budget import Budget, budget_of
 from vflow.fit._local import LocalFlow, Locals
-from vflow.fit._local_draws import minibatch_bound
+from vflow.fit._local_bound import check_objective, minibatch_bound
+from vflow.fit._local_fit import BUDGETS
+from vflow.fit._local_init import check_init, locals_of
+from vflow.fit._local_run import LocalRun
 from vflow.fit._local_start import Start
-from vflow.fit._mesh import Layout
 from vflow.fit._minibatch import draw_rows
+from vflow.fit._save import write_state
+from vflow.fit._verdict import judge
 from vflow.targets._rows import Rows, subsampled, whole
 
 SPREAD, NOISE, PRIOR = 1.5, 1.0, 2.0
@@ -118,20 +124,108 @@ def test_rows_that_hang_together_and_several_plates_are_refused():
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ({"objective": vf.objectives.elbo()}, "objective is not possible"),
-        ({"checkpoint": "x"}, "checkpoint is not possible"),
-        ({"precondition": None}, "precondition is not possible"),
+        ({"objective": vf.objectives.iwelbo(4)}, "objective is not possible.* not linear"),
+        ({"precondition": None}, "precondition is not possible.* Gaussian of the globals"),
+        ({"guide": groups}, "guide is not possible.* family of known form"),
         ({"local": "mean-field"}, "local must be one of"),
         ({"flow": "of 3"}, "flow must be a flow of the 1 coordinates outside plate"),
         ({"num_samples": 0}, "num_samples must be a positive integer"),
+        ({"budget": "slow"}, "budget must be one of 'quick', 'default', 'thorough' or seconds"),
+        ({"checkpoint": "/"}, "checkpoint must be a file"),
     ],
-    ids=["objective", "checkpoint", "precondition", "local", "flow", "num_samples"],
+    ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
 )
 def test_arguments_that_do_not_fit_are_named(argument, message):
     if "flow" in argument:
         argument = {"flow": vf.flows.gaussian(jax.random.key(0), 3)}
     with pytest.raises(ValueError, match=message):
         vf.fit(jax.random.key(0), vf.from_numpyro(groups, data(6)), progress=False, **argument)
+
+
+def tempered(q, p):
+    x, log_q = q.simulate()
+    return 0.5 * p.log_prob(x) - log_q
+
+
+def hidden(q, p):
+    """Its value alone is not linear: the derivative does not see it."""
+    x, log_q = q.simulate()
+    log_w = p.log_prob(x) - log_q
+    return jax.lax.stop_gradient(jnp.exp(log_w)) * log_w
+
+
+def penalised(q, p):
+    x, log_q = q.simulate()
+    return p.log_prob(x) - log_q - jnp.sum(x**2)
+
+
+def test_objectives_are_linear_on_minibatches_or_refused():
+    for objective in (vf.objectives.elbo(), vf.objectives.elbo(gradient="path"), tempered):
+        check_objective(objective)
+    for objective, why in (
+        (vf.objectives.renyi(0.5, 4), "not linear"),
+        (vf.objectives.symmetric_kl(4), "not linear"),
+        (hidden, "not linear"),
+        (penalised, "x is good for nothing else"),
+        (vf.objectives.elbo(gradient="auto"), "'auto' needs all rows"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            check_objective(objective)
+
+
+def test_budgets():
+    assert budget_of("quick", BUDGETS) == (500, 32, 1, None)
+    assert budget_of("default", BUDGETS) == (2000, 32, 2, None)
+    assert budget_of(20, BUDGETS) == (2000, 32, 4, 20.0)
+
+
+def fitted(rows, flow=None, **settings):
+    """A posterior that was never fitted."""
+    if flow is None:
+        flow = vf.flows.gaussian(jax.random.key(0), rows.num_globals)
+        local = Locals(jax.random.key(1), made_up(rows, 0))
+        flow = LocalFlow(flow, local, rows.global_index, rows.local_index)
+    settings = {"local": "per-datum"} | settings
+    return vf.Posterior(flow, rows.whole, judge(np.zeros(100)), np.zeros(0), settings)
+
+
+def test_what_another_fit_gives_to_start_from(rows):
+    y = data(6)
+    init = fitted(Rows(vf.from_numpyro(groups, y, batch=3)))
+    check_init(init, None, rows)
+    assert locals_of(init, rows, "per-datum") is init.flow.local
+    assert locals_of(init, rows, "amortised") is None
+    changed = Rows(vf.from_numpyro(groups, -y))
+    assert locals_of(init, changed, "per-datum") is None
+    longer = Rows(vf.from_numpyro(groups, data(8)))
+    check_init(init, None, longer)  # the globals are the same
+    assert locals_of(init, longer, "per-datum") is None
+    whole_flow = vf.flows.gaussian(jax.random.key(0), 7)
+    for other, flow, error, why in (
+        (init.flow, None, TypeError, "must be a Posterior"),
+        (init, whole_flow, ValueError, "pass no flow"),
+        (fitted(Rows(vf.from_numpyro(alone, y, y))), None, ValueError, "another model"),
+        (fitted(rows, whole_flow), None, ValueError, "all rows at once"),
+        (fitted(rows, decentred=["theta"]), None, ValueError, "decentred"),
+    ):
+        with pytest.raises(error, match=why):
+            check_init(other, flow, rows)
+
+
+def test_a_checkpoint_of_other_minibatches_is_refused(tmp_path):
+    path, key, program = tmp_path / "steps", jax.random.key(0), vf.from_numpyro(groups, data(6), 3)
+    plan = budget_of("default", BUDGETS)
+    run = LocalRun(Rows(program), "per-datum", None, key, None, None, None, plan)
+    write_state(
+        path, {"identity": run.identity(None, "auto"), "settings": {}}, None, kind="checkpoint"
+    )
+    for called, options, why in (
+        (vf.from_numpyro(groups, data(6), 2), {}, "plate is .* 3. there and .* 2. here"),
+        (program, {"local": "amortised"}, "local is 'per-datum' there"),
+        (program, {"budget": "quick"}, "num_steps is 2000 there and 500 here"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            vf.fit(key, called, checkpoint=path, progress=False, **options)
 
 
 def made_up(rows, seed):
@@ -158,9 +252,14 @@ def inputs_of(rows, start):
 
 
 @pytest.mark.parametrize(
-    "gradient", ["path", pytest.param("total", marks=pytest.mark.slow)], ids=str
+    ("gradient", "objective"),
+    [
+        pytest.param("path", vf.objectives.elbo(), id="path"),
+        pytest.param("total", vf.objectives.elbo(), id="total", marks=pytest.mark.slow),
+        pytest.param("total", tempered, id="tempered", marks=pytest.mark.slow),
+    ],
 )
-def test_gradients_of_minibatches_are_unbiased(rows, gradient):
+def test_gradients_of_minibatches_are_unbiased(rows, gradient, objective):
     start = made_up(rows, 2)
     shared = vf.flows.gaussian(jax.random.key(0), rows.num_globals)
     far = jnp.full(rows.num_globals, 4.0)  # from the optimum: a slope above the noise
@@ -171,10 +270,9 @@ def test_gradients_of_minibatches_are_unbiased(rows, gradient):
     everything = copy.copy(rows)
     everything.batch = rows.size
     inputs = inputs_of(rows, start)
-    layout = Layout(None, rows.whole, 1)
 
     def gradients(rows, inputs):
-        bound = minibatch_bound(rows, 4, gradient, layout)
+        bound = minibatch_bound(rows, 4, objective, gradient)
         estimate = lambda key, t: bound(key, combine(t, static), inputs)
         grad = jax.grad(estimate, argnums=1)
 
@@ -239,6 +337,76 @@ def test_hierarchical_normal_against_the_closed_form(local, tmp_path):
     again = vf.load(tmp_path / "fit", program)
     draws = [np.asarray(p.sample(jax.random.key(9), 5)["theta"]) for p in (posterior, again)]
     np.testing.assert_array_equal(*draws)
+
+
+def wide(y, batch=5):
+    """Rows whose locals are far from Gaussian: two modes where a row is far from zero."""
+    mu = numpyro.sample("mu", dist.Normal(0.0, PRIOR))
+    with numpyro.plate("rows", len(y), subsample_size=batch) as i:
+        theta = numpyro.sample("theta", dist.Normal(mu, SPREAD))
+        numpyro.sample("y", dist.Normal(theta**2, NOISE), obs=y[i])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize(
+    ("local", "kills"),
+    [("per-datum", (4, 5)), ("amortised", (3,))],  # of six chunks, two a round
+    ids=["per-datum", "amortised"],
+)
+def test_a_fit_of_several_rounds_goes_on_from_its_checkpoint_bit_for_bit(
+    local, kills, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(BUDGETS, "default", Budget(200, 4, 3))
+    program, key = vf.from_numpyro(wide, 4 + data(20)), jax.random.key(0)
+    options = {"flow": vf.flows.gaussian(jax.random.key(1), 1), "local": local, "progress": False}
+    whole_fit = vf.fit(key, program, **options)
+    assert whole_fit.status != "ok"
+    assert (whole_fit.settings["rounds"], len(whole_fit.history)) == (3, 600)
+    assert sum("tried another round of the same" in n for n in whole_fit.settings["notes"]) == 1
+    assert sum("tried twice as many draws" in n for n in whole_fit.settings["notes"]) == 1
+    calls = []
+
+    class Killed(Exception):
+        pass
+
+    def kill(report):
+        calls.append(report.step)
+        if len(calls) in kills:
+            raise Killed
+
+    for _ in kills:
+        with pytest.raises(Killed):
+            vf.fit(key, program, checkpoint=tmp_path / "steps", callback=kill, **options)
+    again = vf.fit(key, program, checkpoint=tmp_path / "steps", **options)
+    np.testing.assert_array_equal(numbers(again), numbers(whole_fit))
+    assert again.settings["notes"] == whole_fit.settings["notes"]
+
+
+@pytest.mark.slow
+def test_a_warm_start_begins_where_the_other_fit_ended():
+    y = data(60)
+    options = {"num_samples": 8, "progress": False}
+    first = vf.fit(jax.random.key(0), vf.from_numpyro(groups, y, 10), num_steps=300, **options)
+    same = vf.from_numpyro(groups, y, 20)
+    again = vf.fit(jax.random.key(1), same, init=first, num_steps=1, **options)
+    assert "Started from the globals and locals of another fit." in again.settings["notes"]
+    check(again, y, of_locals=0.2)
+    assert abs(again.ess_fraction - first.ess_fraction) < 0.02
+    more = np.concatenate([y, data(80)[60:]])
+    grown = vf.from_numpyro(groups, more, 20)
+    grown = vf.fit(jax.random.key(2), grown, init=first, num_steps=300, **options)
+    assert "Started from the globals of another fit." in grown.settings["notes"]
+    check(grown, more, of_locals=0.2)
+
+
+@pytest.mark.slow
+def test_a_budget_in_seconds_ends_training():
+    program = vf.from_numpyro(groups, data(40), 8)
+    flow = vf.flows.gaussian(jax.random.key(1), 1)
+    posterior = vf.fit(jax.random.key(0), program, flow=flow, budget=0.01, progress=False)
+    assert len(posterior.history) == 100
+    assert "Training was ended by the clock after 100 of 2000 steps." in posterior.settings["notes"]
 
 
 @pytest.mark.slow

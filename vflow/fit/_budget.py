@@ -30,25 +30,29 @@ _NAMED = {
 }
 
 
-def budget_of(value: Any) -> Budget:
+def budget_of(value: Any, named: dict[str, Budget] = _NAMED) -> Budget:
     """The budget by its name, or the rounds of a default fit within a number of seconds.
+
+    Args:
+        value: "quick", "default", "thorough" or seconds.
+        named: what these names stand for.
 
     Raises:
         ValueError, TypeError: neither a name nor a positive number.
     """
     if isinstance(value, str):
-        if value not in _NAMED:
+        if value not in named:
             raise ValueError(
-                f"fit: budget must be one of {', '.join(map(repr, _NAMED))} or seconds, got {value!r}."
+                f"fit: budget must be one of {', '.join(map(repr, named))} or seconds, got {value!r}."
             )
-        return _NAMED[value]
+        return named[value]
     if isinstance(value, bool) or not isinstance(value, int | float | np.number):
         raise TypeError(
-            f"fit: budget must be one of {', '.join(map(repr, _NAMED))} or seconds, got {value!r}."
+            f"fit: budget must be one of {', '.join(map(repr, named))} or seconds, got {value!r}."
         )
     if not (math.isfinite(value) and value > 0):
         raise ValueError(f"fit: budget in seconds must be positive and finite, got {value!r}.")
-    return _NAMED["default"]._replace(rounds=_NAMED["thorough"].rounds, seconds=float(value))
+    return named["default"]._replace(rounds=named["thorough"].rounds, seconds=float(value))
 
 
 class Clock:

@@ -101,7 +101,8 @@ def fit(
             the number of devices.
         local: how the latents inside a subsampled plate of a NumPyro model are conditioned:
             "per-datum", with numbers of their own for each row, or "amortised", by a network on the
-            rows of data. `flow` is then the family of the latents outside.
+            rows of data. `flow` is then the family of the latents outside; `objective` has to be linear in
+            the log densities; a round has 32 draws ("thorough": 64), and there are at most two rounds (four).
 
     Returns:
         A `Posterior`. Ctrl-C ends training early and returns what there is.
@@ -125,18 +126,27 @@ def fit(
     key = as_key(key)
     check_process("fit", key)
     if subsampled(program_or_target):
-        settled = {"init": init, "guide": guide, "params": params, "objective": objective}
-        settled |= {"checkpoint": checkpoint, "precondition": precondition}
-        settled |= {"budget": None if budget == "default" else budget}
-        options = {"flow": flow, "gradient": gradient, "optimizer": optimizer}
-        options |= {
-            "num_steps": num_steps,
-            "num_samples": num_samples,
-            "dtype": dtype,
-            "mesh": mesh,
-        }
-        options |= {"local": local, "progress": progress, "callback": callback}
-        return fit_subsampled(key, program_or_target, settled, **options)
+        return fit_subsampled(
+            key,
+            program_or_target,
+            flow=flow,
+            init=init,
+            objective=objective,
+            gradient=gradient,
+            optimizer=optimizer,
+            budget=budget,
+            num_steps=num_steps,
+            num_samples=num_samples,
+            progress=progress,
+            callback=callback,
+            checkpoint=checkpoint,
+            dtype=dtype,
+            mesh=mesh,
+            local=local,
+            guide=guide,
+            params=params,
+            precondition=precondition,
+        )
     target = _target(program_or_target, flow)
     if init is not None:
         target, flow, precondition = _warm(target, init, flow, guide, precondition)

@@ -23,6 +23,7 @@ _RANK = {"failed": 0, "suspect": 1, "ok": 2}
 
 SAID = {
     "first": "training",
+    "longer": "another round of the same",
     "cover": "a spline flow that starts from draws of the covering mixture",
     "tails": "a layer with power tails",
     "weights": "maximum likelihood on importance-weighted draws from a wider base",

@@ -1,4 +1,4 @@
-"""Draws of globals and locals with their weights on all rows; the bound on a minibatch of them."""
+"""Draws of globals and locals with their weights on all rows."""
 
 import math
 from collections.abc import Callable
@@ -7,80 +7,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
 from vflow.fit._draws import Drawer
 from vflow.fit._dtype import cast, scope
-from vflow.fit._local import LocalFlow, Locals
+from vflow.fit._local import LocalFlow
+from vflow.fit._local_bound import draw_locals, log_prob_of_rows, parts
 from vflow.fit._local_start import Start
 from vflow.fit._mesh import Layout
-from vflow.fit._minibatch import draw_rows
 from vflow.targets._rows import Rows
 
 _INNER = 16  # draws of each row's locals behind one weight of the globals
 _CHUNK = 4096  # rows in memory at once
 _PIECES = 1 << 20  # densities in memory at once
-
-
-def minibatch_bound(rows: Rows, num_samples: int, gradient: str, layout: Layout) -> Callable:
-    r"""The ELBO estimated on a minibatch of rows, unbiased in value and gradient.
-
-    $$\log p(g) - \log q(g) + \frac{N}{B} \sum_{i \in b} \left[\log p(l_i, y_i \mid g) - \log q(l_i \mid g)
-    - c_i - v_i^\top (g - \mu)\right] + \sum_{i=1}^N \left[c_i + v_i^\top (g - \mu)\right]$$
-
-    The constants $c_i$ and slopes $v_i$ are $\log \hat p(y_i \mid g)$ and its derivative at the
-    Gaussian's mean $\mu$: whatever they are, the sums over b and over all rows cancel in expectation.
-    What is left varies between minibatches by $1/\sqrt{B}$ instead of $\sqrt{N/B}$ in units of the posterior.
-
-    Returns:
-        `S(key, flow, inputs) -> scalar`; `inputs` as `Tables.inputs` makes them.
-
-    Source:
-        Baker, Fearnhead, Fox & Nemeth 2019, Control variates for stochastic gradient MCMC (arXiv
-        1706.05439), section 3, for the control variate.
-    """
-
-    def bound(key: PRNGKeyArray, flow: Any, inputs: dict[str, Any]) -> Array:
-        key_rows, key_draws = jax.random.split(key)
-        batch = draw_rows(key_rows, rows.size, rows.batch)
-        scale = rows.size / rows.batch
-        value, slope = inputs["value"][batch], inputs["gradient"][batch].sum(0)
-        rest = inputs["total_value"] - scale * value.sum()
-        tilt = inputs["total_gradient"] - scale * slope
-        shared, local = parts(flow)
-
-        def one(key):
-            key_shared, key_local = jax.random.split(key)
-            g, log_q = shared.sample_and_log_prob(key_shared, None, gradient)
-            each = row_weights(rows, local, key_local, g, batch, inputs["data"], gradient)
-            total = rows.global_log_prob(g) - log_q + scale * each.sum()
-            return total + rest + tilt @ (g - inputs["mean"])
-
-        keys = layout.spread(jax.random.split(key_draws, num_samples))
-        return jnp.mean(jax.vmap(one)(keys))
-
-    return bound
-
-
-def parts(flow: Any) -> tuple[Any, Locals | None]:
-    """The family of the globals, and the conditionals of the locals if there are any."""
-    return (flow.shared, flow.local) if isinstance(flow, LocalFlow) else (flow, None)
-
-
-def row_weights(
-    rows: Rows, local: Any, key: PRNGKeyArray, g: Array, batch: Array, data: Any, gradient: str
-) -> Array:
-    """log p(l, y | g) - log q(l | g) of one draw of the locals of each row of a batch."""
-    if local is None:
-        none = jnp.zeros_like(g, shape=(0,))
-        return jax.vmap(lambda row: rows.row_log_prob(g, none, row, data))(batch)
-    eps = jax.random.normal(key, (len(batch), rows.num_locals), g.dtype)
-
-    def one(eps, row):
-        own, log_q = local.draw(eps, g, row, path=gradient == "path")
-        return rows.row_log_prob(g, own, row, data) - log_q
-
-    return jax.vmap(one)(eps, batch)
 
 
 class RowDrawer(Drawer):
@@ -111,16 +50,8 @@ class RowDrawer(Drawer):
             batch = jnp.minimum(numbers, rows.size - 1)
 
             def draw(key):
-                own = jnp.zeros_like(g, shape=(len(batch), rows.num_locals))
-                if local is None:
-                    weights = row_weights(rows, None, key, g, batch, inputs["data"], "total")
-                    return own, weights
-                eps = jax.random.normal(key, own.shape, g.dtype)
-                own, log_q = jax.vmap(lambda e, i: local.draw(e, g, i))(eps, batch)
-                log_p = jax.vmap(lambda v, i: rows.row_log_prob(g, v, i, inputs["data"]))(
-                    own, batch
-                )
-                return own, log_p - log_q
+                own, log_q = draw_locals(rows, local, key, g, batch)
+                return own, log_prob_of_rows(rows, g, own, batch, inputs["data"]) - log_q
 
             key_draw, key_choose = jax.random.split(key)
             own, log_w = jax.vmap(draw)(jax.random.split(key_draw, self.inner))
@@ -160,7 +91,8 @@ class RowDrawer(Drawer):
             def one(key):
                 key_shared, key_local = jax.random.split(key)
                 g, _ = shared.sample_and_log_prob(key_shared)
-                return row_weights(rows, local, key_local, g, numbers, inputs["data"], "total")
+                own, log_q = draw_locals(rows, local, key_local, g, numbers)
+                return log_prob_of_rows(rows, g, own, numbers, inputs["data"]) - log_q
 
             return jax.vmap(one)(keys)
 

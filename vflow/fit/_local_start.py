@@ -155,7 +155,23 @@ def find_start(rows: Rows, key: PRNGKeyArray) -> Start:
     if rows.size > len(subset):
         mean, _ = _climb(density, everything, mean, tril)
         tril = _root(density, everything, mean, tril)
-    return Start(mean, tril, *_tables(rows, mean, tril))
+    return start_at(rows, mean, tril)
+
+
+def start_at(rows: Rows, mean: np.ndarray, tril: np.ndarray) -> Start:
+    """The Laplace approximations of the rows at the mean of a Gaussian of the globals.
+
+    Raises:
+        FitError: the density of a row is not finite there.
+    """
+    start = Start(mean, tril, *_tables(rows, mean, tril))
+    broken = ~(np.isfinite(start.value) & np.isfinite(start.gradient).all(axis=1))
+    if broken.any():
+        raise FitError(
+            f"fit: the density of {int(broken.sum())} of {rows.size} rows of plate {rows.plate!r} is not "
+            f"finite at the start, first of row {int(np.argmax(broken))}: check its data."
+        )
+    return start
 
 
 def _climb(density: Any, numbers: Any, start: np.ndarray, tril: np.ndarray):

@@ -206,7 +206,7 @@ class Run:
 
     def train(self, progress: bool, callback: Any) -> Posterior:  # noqa: FBT001
         """Rounds of training, each followed by a verdict, until one is "ok" or the budget is spent."""
-        drawer = Drawer(self.target, self.dtype, self.layout)
+        drawer = self._drawer()
         records = [dict(record) for record in self.settings["rounds"]]
         notes, history = list(self.settings["notes"]), np.zeros(0)
         best, resumed = None, None
@@ -365,7 +365,7 @@ class Run:
 
         with scope(self.dtype):
             trainable, static = partition(self.flow)
-            trainable, inputs = self.layout.everywhere(trainable), self.layout.inputs(self.dtype)
+            trainable, inputs = self.layout.everywhere(trainable), self._inputs()
             save = None
             if self.file is not None:
                 settings = self.settings | {"rounds": records, "notes": list(notes)}
@@ -386,13 +386,25 @@ class Run:
                 )
             return combine(outcome.params, static), outcome
 
-    def _ascent(self, static: Any, num_samples: int) -> Ascent:
+    def _drawer(self) -> Drawer:
+        """What judges flows."""
+        return Drawer(self.target, self.dtype, self.layout)
+
+    def _inputs(self) -> tuple[Any, ...]:
+        """Data for the steps, not to be compiled in."""
+        return self.layout.inputs(self.dtype)
+
+    def _estimate(self, num_samples: int) -> Callable[..., Array]:
+        """`S(key, flow, *inputs)`, an unbiased estimate of the objective."""
         layout = self.layout
-        estimate = expect(
+        return expect(
             lambda flow, *inputs: self.objective(flow, layout.bound(self.target, inputs)),
             num_samples,
             gradient=self.gradient,
         )
+
+    def _ascent(self, static: Any, num_samples: int) -> Ascent:
+        layout, estimate = self.layout, self._estimate(num_samples)
 
         def step(key, trainable, *inputs):
             with layout.particles():
