@@ -57,7 +57,7 @@ def moments(init: Posterior, key: PRNGKeyArray, dtype: str) -> tuple[np.ndarray,
 
 
 @filter_jit_once
-def _draw(shared: Any, keys: PRNGKeyArray) -> Array:
+def _draw(shared: Any, keys: Array) -> Array:
     return jax.vmap(shared.sample)(keys)
 
 
