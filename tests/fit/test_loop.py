@@ -45,6 +45,22 @@ def test_it_is_the_loop_one_would_write_by_hand(ascent):
     assert outcome.stopped is None and outcome.values.shape == (130,)
 
 
+def test_the_objective_is_traced_once_whatever_the_number_of_runs():
+    """Tracing a step is a tenth of a small fit; a change of programs for long runs costs another one."""
+    traces = []
+
+    def counted(key, params):
+        traces.append(key)
+        return noisy(key, params)
+
+    ascent = Ascent(counted, optax.adam(0.05))
+    for num_steps in (3, 120):
+        ascent.run(jax.random.key(0), start(), num_steps)
+    assert len(traces) == 1
+    ascent.run(jax.random.key(0), start(), 5001, callback=lambda progress: True)
+    assert len(traces) <= 2
+
+
 def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(ascent):
     states = []
     whole = ascent.run(jax.random.key(1), start(), 250, save=states.append)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 from vflow_kernels import standard_normal_log_density
+from vflow_kernels._filled import materialised
 
 from vflow.distributions._distribution import AbstractDistribution
 
@@ -28,11 +29,12 @@ def _draw(key: PRNGKeyArray, shape: tuple[int, ...]) -> Array:
 
     The same numbers, as entry i of a draw depends on the key and on i alone (with JAX's default
     generator). On CPUs, LLVM takes up to four times as long to compile a batch of rows of 9 to 14
-    numbers, loops that it unrolls with a remainder, as it takes for rows of 16.
+    numbers, loops that it unrolls with a remainder, as it takes for rows of 16. And XLA would
+    compile and compute the inverse error function again for each reader of the draw.
     """
     size = math.prod(shape)
     rounded = size if size < 6 else -(-size // 16) * 16
-    return jax.random.normal(key, (rounded,))[:size].reshape(shape)
+    return materialised(jax.random.normal(key, (rounded,))[:size].reshape(shape))
 
 
 class Normal(AbstractDistribution):

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from vflow._core._compile import filter_jit
+from vflow._core._keys import split
 from vflow.distributions import AbstractDistribution
 from vflow.fit._dtype import cast, scope
 from vflow.fit._mesh import Layout
@@ -74,7 +75,7 @@ class Drawer:
         """`n` draws, shape (n, dim), and their log weights log p - log q, shape (n,), on the host."""
         with scope(self.dtype):
             flow = cast(flow, self.dtype)
-            keys = jax.random.split(key, -(-n // self.batch))
+            keys = split(key, -(-n // self.batch))
             parts = [self._weighted(flow, k, self._inputs) for k in keys]
             x, log_w = (np.concatenate([np.asarray(p[i]) for p in parts])[:n] for i in range(2))
         return x, log_w
@@ -83,7 +84,7 @@ class Drawer:
         """`n` draws on the unconstrained space, shape (n, dim), on the host."""
         with scope(self.dtype):
             flow = cast(flow, self.dtype)
-            parts = [self._plain(flow, k) for k in jax.random.split(key, -(-n // self.batch))]
+            parts = [self._plain(flow, k) for k in split(key, -(-n // self.batch))]
             return np.concatenate([np.asarray(p) for p in parts])[:n]
 
     def constrain(self, x: np.ndarray) -> dict[str, np.ndarray]:

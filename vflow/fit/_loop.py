@@ -1,5 +1,6 @@
 """The one training loop: jitted chunks of steps, with everything else between the chunks."""
 
+import functools as ft
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PRNGKeyArray
 
 from vflow._core import FitError
@@ -79,6 +81,7 @@ class Ascent:
     ):
         self.optimizer, self.chunk = optimizer, chunk
 
+        @ft.partial(jax.jit, inline=True)  # traced once, for its shape and in the loop
         def step(key, carry, index, inputs):
             params, state = carry
             key = jax.random.fold_in(key, index)
@@ -88,11 +91,12 @@ class Ascent:
                 value, grad = at_share(value_and_grad, moments, key, params, *inputs)
             else:
                 value, grad = value_and_grad(key, params, *inputs)
-            updates, new_state = optimizer.update(jax.tree.map(jnp.negative, grad), state, params)
+            downhill = jax.tree.map(jnp.negative, grad)
+            updates, new_state = optimizer.update(downhill, state, params)
             if isinstance(optimizer, Mixed):
                 new_state = (new_state, moments)
             new_params = jax.tree.map(lambda p, u: (p + u).astype(p.dtype), params, updates)
-            ok = jnp.isfinite(value) & _finite(grad) & _finite(new_params)
+            ok = jnp.isfinite(value) & _finite(downhill) & _finite(new_params)
             carry = jax.tree.map(
                 lambda new, old: jnp.where(ok, new, old), (new_params, new_state), carry
             )
@@ -107,8 +111,10 @@ class Ascent:
                     carry,
                 )
 
-            blank = jnp.full_like(jax.eval_shape(step, key, carry, start, inputs)[1], jnp.nan)
-            return jax.lax.scan(body, carry, jnp.arange(chunk))
+            numbers = jnp.arange(chunk)
+            shape = jax.eval_shape(step, key, carry, start + numbers[0], inputs)[1]
+            blank = jnp.full_like(shape, jnp.nan)
+            return jax.lax.scan(body, carry, numbers)
 
         self._short, self._long = jit(run_chunk), jit_long(run_chunk)
 
@@ -194,8 +200,7 @@ class Ascent:
 
 
 def _finite(tree: Any) -> Array:
-    leaves = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
-    return jnp.all(jnp.stack(leaves)) if leaves else jnp.array(True)
+    return jnp.all(jnp.isfinite(ravel_pytree(tree)[0]))
 
 
 def _report(state: LoopState, num_steps: int, values: np.ndarray) -> Progress:

@@ -97,7 +97,7 @@ def precondition(flow: Any, layer: Any) -> Flow | Mixture | StochasticFlow:
 def default_optimizer(num_steps: int, rate: float | None = None) -> optax.GradientTransformation:
     """Adam with cosine decay and a bound on the norm of the gradient."""
     schedule = optax.cosine_decay_schedule(rate or 3e-3, num_steps, alpha=0.01)
-    return optax.chain(optax.clip_by_global_norm(10.0), optax.adam(schedule))
+    return optax.flatten(optax.chain(optax.clip_by_global_norm(10.0), optax.adam(schedule)))
 
 
 def choose_objective(objective: Callable | None) -> Callable:

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
 from vflow._core import Estimate, FitError, combine, partition
+from vflow._core._keys import fold_in, split
 from vflow.bijections import AbstractBijection
 from vflow.fit._budget import Clock
 from vflow.fit._checkpoint import Checkpoint, Resumed, key_words, structure_of
@@ -54,12 +55,6 @@ class _Best(NamedTuple):
     verdict: Verdict
 
 
-@jax.jit
-def _keys_of(key: PRNGKeyArray) -> dict[str, PRNGKeyArray]:
-    keys = jax.random.split(key, 4)
-    return {name: keys[i] for i, name in enumerate(("gaussian", "flow", "train", "verdict"))}
-
-
 class Run:
     """One fit: settled by `prepare`, carried out by `train`."""
 
@@ -68,7 +63,8 @@ class Run:
     ):
         self.clock = Clock(budget.seconds)
         self.target = self.given = target
-        self.keys, self.key = _keys_of(key), key
+        names = ("gaussian", "flow", "train", "verdict")
+        self.keys, self.key = dict(zip(names, split(key, 4), strict=True)), key
         self.objective = choose_objective(objective)
         self.gradient = gradient
         self.optimizer = optimizer
@@ -158,7 +154,7 @@ class Run:
                 if gaussian is None:
                     self._check_start(flow)
                 if cover is not None:
-                    key_warm = jax.random.fold_in(self.keys["train"], _WARM)
+                    key_warm = fold_in(self.keys["train"], _WARM)
                     flow = warm_start(flow, cover, key_warm, dtype)
         self.seconds["preparation"] = round(self.clock.spent(), 2)
         self.settings = settled or {
@@ -302,7 +298,7 @@ class Run:
         flow = self.flow if best is None else best.flow
         if number == 0:
             return self.flow
-        key = jax.random.fold_in(self.keys["flow"], number)
+        key = fold_in(self.keys["flow"], number)
         with scope(self.dtype):
             if remedy["name"] == "cover":
                 return self._covering(key)
@@ -372,7 +368,7 @@ class Run:
                 save = self._saver(static, number, history, settings, best)
             with _last_good_as_flow(static):
                 outcome = self._ascent(static, num_samples).run(
-                    jax.random.fold_in(self.keys["train"], number),
+                    fold_in(self.keys["train"], number),
                     trainable,
                     self.num_steps,
                     inputs=inputs,
