@@ -34,7 +34,7 @@ def _draw(key: PRNGKeyArray, shape: tuple[int, ...]) -> Array:
     """
     size = math.prod(shape)
     rounded = size if size < 6 else -(-size // 16) * 16
-    return materialised(jax.random.normal(key, (rounded,))[:size].reshape(shape))
+    return materialised(jax.random.normal(key, (rounded,)))[:size].reshape(shape)
 
 
 class Normal(AbstractDistribution):
