@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vflow_kernels._filled import filled
+from vflow_kernels._filled import filled, materialised
 
 # arctan(u)/u in powers of u^2 on [0, 1], a weighted least-squares fit: relative error 1.5e-8.
 _ARCTAN = (
@@ -74,7 +74,8 @@ def soft_clamp(raw: Float[Array, "*s"], lower: float, upper: float) -> Float[Arr
     alpha = upper
     if lower != -upper:  # no array of constants if it can be helped: see `filled`
         alpha = jnp.where(raw >= 0, filled(raw, upper), filled(raw, -lower))
-    return (2 / math.pi) * alpha * _arctan(raw / alpha)
+    # In memory: what follows (an exponential, a sum) would each compute it anew, and slower.
+    return (2 / math.pi) * alpha * materialised(_arctan(raw / alpha))
 
 
 def affine_coupling_forward(
