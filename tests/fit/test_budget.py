@@ -238,3 +238,12 @@ def test_a_sliver_of_the_mass_is_seen_by_likelihood_on_weighted_draws():
     truth = 0.99 * norm.cdf(-4.0) + 0.01 * np.exp(-3.0 / 3.0)
     assert share(start) < 0.05 * truth
     assert 0.3 * truth < share(reweighed(start, target, jax.random.key(2))) < 1.2 * truth
+
+
+def test_a_heavy_tail_of_nearly_equal_weights_is_no_failure():
+    """A nearly perfect fit: k-hat sees the shape of excesses that hold no mass."""
+    excess = np.random.default_rng(1).pareto(1 / 1.5, 16384)
+    small, large = (judge(np.log1p(scale * excess)) for scale in (1e-8, 1e-2))
+    assert small.khat > 1 and large.khat > 1
+    assert small.ess_fraction > 0.9999 and large.ess_fraction < 0.5
+    assert small.status == "suspect" and large.status == "failed"

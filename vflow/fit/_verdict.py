@@ -17,6 +17,7 @@ _SIGMAS = 4.0
 _MAX_GAP = 2.5  # nats between evidence and bound; normal log weights of ESS fraction 0.1: 1.2
 _SHARE = 0.05  # of the posterior in a mode from which on it must not be missed
 _FAR_MEAN, _FAR_LOG_SD = 0.19, 0.24  # by which weights may move plain draws, beyond their noise
+_NEARLY_EQUAL = 0.99  # ESS fraction from which on k-hat tells the shape of a tail of small excesses
 _SEEN = 0.2  # of a mode's share that the fit must at least give it
 
 
@@ -93,7 +94,8 @@ def judge(
 
     "ok" needs k-hat below its threshold, an effective sample size of at least a tenth of the
     draws, and no other witness that objects. "failed" means that the weights have no mean (k-hat of
-    1 or more), are not finite, or leave next to no effective draw; what lies between is "suspect".
+    1 or more, and not nearly equal), are not finite, or leave next to no effective draw; what lies
+    between is "suspect".
 
     Weights of the fit's own draws cannot see a part of the posterior where it draws nothing. With
     `cover`, the evidence that draws of another proposal found, the fit is "suspect" too if that is
@@ -150,7 +152,8 @@ def judge(
         else None,
         agrees=bool(whole and not few),
     )
-    hopeless = not whole or not smoothed.khat < 1.0 or fraction * n < 10
+    boundless = not smoothed.khat < 1.0 and fraction < _NEARLY_EQUAL
+    hopeless = not whole or boundless or fraction * n < 10
     finite = log_w[np.isfinite(log_w)]
     elbo = Estimate(math.nan, math.nan)
     if finite.size > 1:
