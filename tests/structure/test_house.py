@@ -135,6 +135,12 @@ print(len(jax.live_arrays()))
     assert out.split("\n")[:2] == ["[]", "0"]
 
 
+def test_import_starts_no_backend():
+    """Which devices there are may still be settled after the import: `jax.distributed`, XLA_FLAGS."""
+    code = "import jax; jax.config.update('jax_platforms', 'no_such_platform'); import vflow"
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, cwd=ROOT)
+
+
 def test_private_jax_and_unchecked_shard_map_are_not_used():
     private, unchecked = "jax." + "_src", "check_vma" + "=False"
     texts = {relative(path): path.read_text() for path in EVERYTHING}

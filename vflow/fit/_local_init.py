@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
 from vflow._core._compile import filter_jit_once
 from vflow.fit._dtype import cast, scope
@@ -52,13 +52,9 @@ def moments(init: Posterior, key: PRNGKeyArray, dtype: str) -> tuple[np.ndarray,
     with scope(dtype):
         shared = cast(parts(init.flow)[0], dtype)
         keys = jax.random.split(key, _NUM_DRAWS)
-        g = np.asarray(_draw(shared, keys), np.float64)
+        draw = filter_jit_once(lambda shared, keys: jax.vmap(shared.sample)(keys))
+        g = np.asarray(draw(shared, keys), np.float64)
     return g.mean(axis=0), np.linalg.cholesky(np.atleast_2d(np.cov(g, rowvar=False)))
-
-
-@filter_jit_once
-def _draw(shared: Any, keys: Array) -> Array:
-    return jax.vmap(shared.sample)(keys)
 
 
 def locals_of(init: Posterior, rows: Rows, local: str) -> Locals | None:
