@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from vflow._core import FitError
 from vflow._core._compile import filter_jit_once
 from vflow.bijections import Chain, Freeze, SmoothHeavyTail
 from vflow.diagnostics import tails
@@ -133,3 +134,10 @@ def told(number: int, remedy: dict[str, Any], old: Verdict, new: Verdict, *, kep
     )
     end = "kept" if kept else "no improvement, so what was there before is kept"
     return f"Round {number + 1} tried {SAID[remedy['name']]}: {change}; {end}."
+
+
+def broken(number: int, remedy: dict[str, Any], error: FitError) -> str:
+    """A sentence about a round of escalation whose training broke down."""
+    why = str(error).split(". ")[0]
+    said = SAID[remedy["name"]]
+    return f"Round {number + 1} tried {said}, and broke down: {why}; what was there before is kept."

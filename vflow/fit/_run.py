@@ -17,7 +17,7 @@ from vflow.fit._coordinates import choose_coordinates
 from vflow.fit._draws import Drawer, extra
 from vflow.fit._dtype import cast, default_dtype, scope
 from vflow.fit._guide import GuideDistribution, name_of
-from vflow.fit._ladder import MORE, better, grown, heavy_tails, next_remedy, told
+from vflow.fit._ladder import MORE, better, broken, grown, heavy_tails, next_remedy, told
 from vflow.fit._loop import Ascent, LoopState, Outcome
 from vflow.fit._mesh import Layout
 from vflow.fit._mixing import Mixed, mixed
@@ -239,9 +239,16 @@ class Run:
             if records[-1]["name"] == "weights":
                 flow, outcome = self.flow, Outcome(None, np.zeros(0), None)
             else:
-                flow, outcome = self._round(
-                    records, resumed, best, history, notes, progress=progress, callback=callback
-                )
+                try:
+                    flow, outcome = self._round(
+                        records, resumed, best, history, notes, progress=progress, callback=callback
+                    )
+                except FitError as error:
+                    if best is None:
+                        raise
+                    resumed, records[-1]["kept"] = None, False
+                    notes.append(broken(number, records[-1], error))
+                    continue
             resumed = None
             history = np.concatenate([history, outcome.values])
             new = self._judged(drawer, flow)
