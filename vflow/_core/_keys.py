@@ -7,6 +7,8 @@ from jaxtyping import PRNGKeyArray
 
 from vflow._core._compile import jit_once
 
+_MANY = 256  # results from which on a program of its own takes longer to compile
+
 
 @ft.cache
 def _splitter(num: int):
@@ -20,6 +22,8 @@ def _folder():
 
 def split(key: PRNGKeyArray, num: int) -> tuple[PRNGKeyArray, ...]:
     """The keys of `jax.random.split`."""
+    if num > _MANY:
+        return tuple(jax.random.split(key, num))
     return _splitter(num)(key)
 
 
