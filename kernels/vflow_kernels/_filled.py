@@ -16,6 +16,7 @@ def filled(x: Array, value: float) -> Array:
     return jax.lax.clamp(x.dtype.type(value), x, x.dtype.type(value))
 
 
+@jax.custom_jvp
 def materialised(x: Array) -> Array:
     """x itself, written to memory before it is used.
 
@@ -24,3 +25,8 @@ def materialised(x: Array) -> Array:
     fuse a division into several readers. (It removes `jax.lax.optimization_barrier` before it fuses.)
     """
     return x / filled(x, 1.0)
+
+
+@materialised.defjvp
+def _materialised_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    return materialised(*primals), tangents[0]
