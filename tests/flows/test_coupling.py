@@ -6,10 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from vflow_kernels._filled import materialised
 
 import vflow as vf
 from tests.flows.registry import perturb
 from vflow._core import combine, partition
+from vflow._core._mlp import MLP
 from vflow.bijections import Chain
 from vflow.flows._splits import splits, swaps
 
@@ -177,3 +179,59 @@ def test_a_shared_trunk_grows_slowly():
     assert size(16, True) < 2 * size(2, True)
     assert size(16, False) == 8 * size(2, False)
     assert size(16, True) < size(16, False) / 4
+
+
+@pytest.mark.parametrize("hidden", [(), (5, 7), (64,)], ids=["none", "narrow", "wide"])
+def test_parts_of_a_network_are_its_outputs(hidden):
+    """One form has the batch last and its biases in a product: the numbers are those of the formula."""
+    network = perturb(MLP(jax.random.key(0), 3, 8, hidden, "tanh"), jax.random.key(1))
+    x = jax.random.normal(jax.random.key(2), (6, 3))
+    outputs = x
+    for i, (weight, bias) in enumerate(zip(network.weights, network.biases, strict=True)):
+        outputs = np.asarray(outputs) @ np.asarray(weight) + np.asarray(bias)
+        outputs = np.tanh(outputs) if i < len(hidden) else outputs
+    parts = jax.vmap(lambda x: network.rows(x, 2))(x)
+    np.testing.assert_allclose(np.concatenate(parts, axis=1), outputs, rtol=1e-13)
+    for i in range(2):
+        np.testing.assert_allclose(network.rows(x[0], 2)[i], parts[i][0], rtol=1e-13)
+    no_input = perturb(MLP(jax.random.key(0), 0, 4, hidden), jax.random.key(1))
+    np.testing.assert_allclose(
+        jnp.concatenate(no_input.rows(jnp.zeros(0), 2)), no_input(jnp.zeros(0)), rtol=1e-13
+    )
+
+
+@pytest.mark.optimised
+def test_narrow_networks_of_a_batch_work_on_long_rows():
+    """XLA's elementwise code for rows of fewer than 48 numbers is six times slower (`MLP.rows`)."""
+    flow = vf.flows.coupling(jax.random.key(0), 10, hidden=(20, 24))
+    draw = jax.jit(lambda key: vf.sample_and_log_prob(key, flow, 250))
+    hlo = draw.lower(jax.random.key(0)).compile().as_text()
+    for width in (20, 24):
+        assert f"[{width},250]" in hlo
+        assert f"[250,{width}]" not in hlo
+
+
+def test_permutations_have_a_gather_for_a_derivative():
+    permute = vf.bijections.Permute(jnp.array([2, 0, 3, 1]))
+    x, weight = jnp.arange(4.0), jnp.array([0.3, -2.0, 5.0, 0.7])
+    forward = lambda x: permute.forward_and_log_det(x)[0]
+    inverse = lambda y: permute.inverse_and_log_det(y)[0]
+    matrix = np.eye(4)[[2, 0, 3, 1]]
+    for run, expected in ((forward, matrix), (inverse, matrix.T)):
+        np.testing.assert_array_equal(jax.jacfwd(run)(x), expected)
+        np.testing.assert_array_equal(jax.jacrev(run)(x), expected)
+        second = jax.hessian(lambda x, run=run: jnp.sum(weight * run(x) ** 2))(x)
+        np.testing.assert_allclose(second, 2 * expected.T @ np.diag(weight) @ expected)
+        gradient = jax.vmap(jax.grad(lambda x, run=run: jnp.sum(weight * run(x) ** 2)))
+        assert "scatter" not in jax.jit(gradient).lower(jnp.ones((3, 4))).as_text()
+
+
+def test_memory_is_transparent_to_derivatives():
+    """`materialised` divides by a one that depends on its argument; no derivative sees that."""
+    run = lambda x: jnp.sin(materialised(x))
+    x = jnp.array([-3.0, 0.0, 2.0])
+    np.testing.assert_allclose(jax.jacfwd(run)(x), np.diag(np.cos(x)), rtol=1e-14)
+    np.testing.assert_allclose(jax.hessian(lambda x: run(x)[0])(x)[0, 0], np.sin(3.0), rtol=1e-14)
+    primal, tangent = jax.jvp(materialised, (jnp.array([jnp.inf]),), (jnp.ones(1),))
+    assert primal[0] == jnp.inf
+    assert tangent[0] == 1

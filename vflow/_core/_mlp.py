@@ -6,6 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
+from vflow_kernels._filled import filled, materialised
 
 
 @jax.custom_jvp
@@ -46,6 +47,21 @@ _ACTIVATIONS = {
     "softplus": jax.nn.softplus,
     "tanh": _tanh,
 }
+
+
+def _affine_map(x: Array, weight: Array, bias: Array, one: Array) -> Array:
+    """`x @ weight + bias` for `MLP.rows`; `one` is what its name says, of shape (1,), with the batch of x.
+
+    With the weights first, `jax.vmap` leaves a batch last. A sum with a lone vector would put it first
+    again, so the bias gets a batch too, by a product that XLA merges with the sum.
+    """
+    first = (((0,), (0,)), ((), ()))
+    return jax.lax.dot_general(weight, x, first) + jax.lax.dot_general(bias[None], one, first)
+
+
+# On a CPU, XLA's code for elementwise work on rows of fewer numbers takes six times as long an element.
+_WIDE = 48
+_MANY = 128  # outputs, from which on it takes longer to bring them into the order of the point
 
 
 class MLP(eqx.Module):
@@ -96,5 +112,22 @@ class MLP(eqx.Module):
         """The outputs at one input vector; batching is `jax.vmap`."""
         activation = _ACTIVATIONS[self.activation]
         for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
-            x = activation(x @ weight + bias)
-        return x @ self.weights[-1] + self.biases[-1]
+            x = activation(x @ weight + materialised(bias))
+        return x @ self.weights[-1] + materialised(self.biases[-1])
+
+    def rows(self, x: Float[Array, " in_size"], num_rows: int) -> tuple[Array, ...]:
+        """The outputs in equal parts; of a batch, with the batch the last axis in memory if that pays.
+
+        It does where the hidden layers are narrow and the outputs few, and where what reads these is
+        light and leaves the batch last as well: not before a spline.
+        """
+        *hidden, last = self.biases
+        if last.size > _MANY or any(bias.size >= _WIDE for bias in hidden):
+            out = self(x)
+        else:
+            activation = _ACTIVATIONS[self.activation]
+            one = filled(x[:1], 1.0) if x.size else jnp.ones_like(x, shape=(1,))
+            for weight, bias in zip(self.weights[:-1], hidden, strict=True):
+                x = activation(_affine_map(x, weight, bias, one))
+            out = _affine_map(x, self.weights[-1], last, one)
+        return tuple(jax.lax.split(out, (out.size // num_rows,) * num_rows))

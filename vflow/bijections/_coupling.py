@@ -10,6 +10,8 @@ from vflow.bijections._bijection import AbstractBijection
 from vflow.bijections._checks import check_dim, condition_shape
 from vflow.bijections._transformer import (
     AbstractTransformer,
+    AffineTransformer,
+    Params,
     as_transformer,
     transform,
     transform_inverse,
@@ -86,20 +88,27 @@ class Coupling(AbstractBijection):
         self.num_identity = num_identity
         self.shape = (dim,)
 
-    def _params(self, passive: Array, condition: Array | None) -> Array:
+    def _params(self, passive: Array, condition: Array | None) -> Params:
         inputs = passive if condition is None else jnp.concatenate([passive, condition])
+        num_params = self.transformer.num_params
+        if isinstance(self.transformer, AffineTransformer) and isinstance(self.conditioner, MLP):
+            return self.conditioner.rows(inputs, num_params)
         # one contiguous row a parameter: a spline reads its bins in half the time
-        return self.conditioner(inputs).reshape(self.transformer.num_params, -1)
+        return self.conditioner(inputs).reshape(num_params, -1)
+
+    def _halves(self, x: Array) -> tuple[Array, Array]:
+        passive, active = jax.lax.split(x, (self.num_identity, x.shape[0] - self.num_identity))
+        return passive, active
 
     def forward_and_log_det(self, x: Array, condition: Array | None = None) -> tuple[Array, Array]:
         """One pass of the conditioner."""
-        passive, active = x[: self.num_identity], x[self.num_identity :]
+        passive, active = self._halves(x)
         active, log_det = transform(self.transformer, active, self._params(passive, condition))
         return jnp.concatenate([passive, active]), log_det
 
     def inverse_and_log_det(self, y: Array, condition: Array | None = None) -> tuple[Array, Array]:
         """One pass of the conditioner."""
-        passive, active = y[: self.num_identity], y[self.num_identity :]
+        passive, active = self._halves(y)
         params = self._params(passive, condition)
         active, log_det = transform_inverse(self.transformer, active, params)
         return jnp.concatenate([passive, active]), log_det

@@ -10,6 +10,9 @@ import jax.numpy as jnp
 from jaxtyping import Array
 from vflow_kernels import affine_coupling_forward, affine_coupling_inverse, soft_clamp
 
+# A matrix with a row for each parameter, or its rows.
+Params = Array | tuple[Array, ...]
+
 
 class AbstractTransformer(eqx.Module):
     r"""A strictly increasing scalar map $y = \tau(x; \phi)$, its parameters from a conditioner.
@@ -31,6 +34,12 @@ class AbstractTransformer(eqx.Module):
     @abc.abstractmethod
     def inverse(self, y: Array, params: Array) -> tuple[Array, Array]:
         r"""$(\tau^{-1}(y; \phi), \log (\tau^{-1})'(y; \phi))$; shapes () and ()."""
+
+
+def _rows(params: Params) -> tuple[Array, ...]:
+    if isinstance(params, tuple):
+        return params
+    return tuple(row[0] for row in jax.lax.split(params, (1,) * len(params)))
 
 
 class AffineTransformer(AbstractTransformer):
@@ -71,16 +80,17 @@ class AffineTransformer(AbstractTransformer):
                 f"{self.min_log_scale} and {self.max_log_scale}."
             )
 
-    def forward(self, x: Array, params: Array) -> tuple[Array, Array]:
+    def forward(self, x: Array, params: Params) -> tuple[Array, Array]:
         r"""$(x e^{\sigma} + m, \sigma)$."""
-        shift, raw = jax.lax.split(params, (1, 1))
-        log_scale = soft_clamp(raw[0], self.min_log_scale, self.max_log_scale)
-        return affine_coupling_forward(x, shift[0], log_scale)
+        shift, raw = _rows(params)
+        log_scale = soft_clamp(raw, self.min_log_scale, self.max_log_scale)
+        return affine_coupling_forward(x, shift, log_scale)
 
-    def inverse(self, y: Array, params: Array) -> tuple[Array, Array]:
+    def inverse(self, y: Array, params: Params) -> tuple[Array, Array]:
         r"""$((y - m) e^{-\sigma}, -\sigma)$."""
-        log_scale = soft_clamp(params[1], self.min_log_scale, self.max_log_scale)
-        return affine_coupling_inverse(y, params[0], log_scale)
+        shift, raw = _rows(params)
+        log_scale = soft_clamp(raw, self.min_log_scale, self.max_log_scale)
+        return affine_coupling_inverse(y, shift, log_scale)
 
 
 def as_transformer(transformer: AbstractTransformer | str) -> AbstractTransformer:
@@ -103,14 +113,14 @@ def over_coordinates(transformer: AbstractTransformer, run: Callable) -> Callabl
     return run if transformer.elementwise else jax.vmap(run, in_axes=(0, 1))
 
 
-def transform(transformer: AbstractTransformer, x: Array, params: Array) -> tuple[Array, Array]:
+def transform(transformer: AbstractTransformer, x: Array, params: Params) -> tuple[Array, Array]:
     """All coordinates at once: x of shape (n,), params of shape (num_params, n)."""
     y, log_derivative = over_coordinates(transformer, transformer.forward)(x, params)
     return y, jnp.sum(log_derivative)
 
 
 def transform_inverse(
-    transformer: AbstractTransformer, y: Array, params: Array
+    transformer: AbstractTransformer, y: Array, params: Params
 ) -> tuple[Array, Array]:
     """The inverse of `transform` and the log-det of the inverse."""
     x, log_derivative = over_coordinates(transformer, transformer.inverse)(y, params)
@@ -118,8 +128,8 @@ def transform_inverse(
 
 
 def transform_push_score(
-    transformer: AbstractTransformer, x: Array, params: Array, score: Array
-) -> tuple[Array, Array, Array, Array]:
+    transformer: AbstractTransformer, x: Array, params: Params, score: Array
+) -> tuple[Array, Array, Array, Params]:
     r"""`(y, log_det, score_y, cotangent of params)`.
 
     $s_y = (s - \partial_x\log\tau')/\tau'$, and the cotangent
