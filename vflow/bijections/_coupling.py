@@ -91,7 +91,7 @@ class Coupling(AbstractBijection):
     def _params(self, passive: Array, condition: Array | None) -> Params:
         inputs = passive if condition is None else jnp.concatenate([passive, condition])
         num_params = self.transformer.num_params
-        if isinstance(self.transformer, AffineTransformer) and isinstance(self.conditioner, MLP):
+        if type(self.transformer) is AffineTransformer and isinstance(self.conditioner, MLP):
             return self.conditioner.rows(inputs, num_params)
         # one contiguous row a parameter: a spline reads its bins in half the time
         return self.conditioner(inputs).reshape(num_params, -1)
@@ -117,11 +117,11 @@ class Coupling(AbstractBijection):
         self, x: Array, score: Array, condition: Array | None = None
     ) -> tuple[Array, Array, Array]:
         """One pass of the conditioner and one product with its transposed input Jacobian."""
-        k = self.num_identity
-        params, pull = jax.vjp(lambda passive: self._params(passive, condition), x[:k])
+        (passive, active), (score_passive, score_active) = self._halves(x), self._halves(score)
+        params, pull = jax.vjp(lambda passive: self._params(passive, condition), passive)
         active, log_det, score_active, cotangent = transform_push_score(
-            self.transformer, x[k:], params, score[k:]
+            self.transformer, active, params, score_active
         )
-        score_passive = score[:k] - pull(cotangent)[0]
-        y = jnp.concatenate([x[:k], active])
+        score_passive = score_passive - pull(cotangent)[0]
+        y = jnp.concatenate([passive, active])
         return y, log_det, jnp.concatenate([score_passive, score_active])
