@@ -11,9 +11,9 @@ from vflow._core._mlp import _ACTIVATIONS
 POINTS = np.array([-1e4, -50.0, -3.0, -1e-3, 0.0, 1e-3, 2.0, 50.0, 1e4])
 
 
-@pytest.mark.parametrize("name", ["silu", "tanh"])
+@pytest.mark.parametrize("name", ["relu", "silu", "tanh"])
 def test_derivatives_of_activations_are_those_of_jax(name):
-    ours, jaxs = _ACTIVATIONS[name], {"silu": jax.nn.silu, "tanh": jnp.tanh}[name]
+    ours, jaxs = _ACTIVATIONS[name], jnp.tanh if name == "tanh" else getattr(jax.nn, name)
     for dtype, tolerance in ((jnp.float64, 1e-15), (jnp.float32, 3e-7)):
         x = jnp.asarray(POINTS, dtype)
         f, g = ours, jaxs

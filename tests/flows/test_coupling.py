@@ -192,6 +192,10 @@ def test_parts_of_a_network_are_its_outputs(hidden):
         outputs = np.tanh(outputs) if i < len(hidden) else outputs
     parts = jax.vmap(lambda x: network.rows(x, 2))(x)
     np.testing.assert_allclose(np.concatenate(parts, axis=1), outputs, rtol=1e-13)
+    single = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), (network, x))
+    low = jnp.concatenate(jax.vmap(lambda net, x: net.rows(x, 2), (None, 0))(*single), axis=1)
+    assert low.dtype == jnp.float32
+    np.testing.assert_allclose(low, outputs, rtol=1e-5, atol=1e-6)
     for i in range(2):
         np.testing.assert_allclose(network.rows(x[0], 2)[i], parts[i][0], rtol=1e-13)
     no_input = perturb(MLP(jax.random.key(0), 0, 4, hidden), jax.random.key(1))
@@ -209,6 +213,19 @@ def test_narrow_networks_of_a_batch_work_on_long_rows():
     for width in (20, 24):
         assert f"[{width},250]" in hlo
         assert f"[250,{width}]" not in hlo
+
+
+def test_what_relu_keeps_for_its_derivative_has_the_batch_last():
+    flow = vf.flows.coupling(jax.random.key(0), 10, hidden=(20, 24), activation="relu")
+    trained, static = partition(flow)
+
+    def density(trained):
+        flow = combine(trained, static)
+        return jnp.sum(vf.sample_and_log_prob(jax.random.key(0), flow, 25)[1])
+
+    text = jax.jit(jax.grad(density)).lower(trained).as_text()
+    assert "tensor<20x25xi1>" in text
+    assert "tensor<25x20xi1>" not in text
 
 
 def test_permutations_have_a_gather_for_a_derivative():
