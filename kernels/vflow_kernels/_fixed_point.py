@@ -103,41 +103,48 @@ def triangular_fixed_point(
 
 def triangular_root(
     forward: Callable[[Float[Array, " d"]], tuple[Float[Array, " d"], Float[Array, " d"]]],
-    solve: Callable[[Float[Array, " d"]], Float[Array, " d"]],
+    solve: Callable[[Float[Array, " d"]], tuple[Float[Array, " d"], Float[Array, " d"]]],
     y: Float[Array, " d"],
-) -> Float[Array, " d"]:
+) -> tuple[Float[Array, " d"], Float[Array, " d"]]:
     r"""The inverse $x = T^{-1}(y)$ of a triangular map, found by `solve`, with implicit derivatives.
 
-    $$dx = J^{-1}\,(dy - \partial_\theta T\,d\theta)$$
+    $$dx = J^{-1}\,(dy - \partial_\theta T\,d\theta), \qquad
+      dl = \partial_x \log\partial_i T_i\,dx + \partial_\theta \log\partial_i T_i\,d\theta$$
 
     at the solution: nothing is differentiated through `solve`, and a gradient costs one pass of
-    `forward` and a triangular solve by sweeps (each one product with $J$ or its transpose).
+    `forward` and a triangular solve by sweeps (each one product with $J$ or its transpose). Values
+    cost what `solve` costs.
 
     Args:
         forward: $x \mapsto (T(x), \log\partial_i T_i(x))$, with a Jacobian that is triangular in some
             order of the coordinates and has a positive diagonal.
-        solve: $T^{-1}$ without a derivative.
+        solve: $y \mapsto (x, \log\partial_i T_i(x))$ at $x = T^{-1}(y)$, without a derivative.
         y: where to invert.
 
     Returns:
-        $x$, shape of `y`.
+        `(x, log_slope)`, each of the shape and dtype of y; the second is $l_i = \log\partial_i T_i(x)$.
 
     Example:
         >>> import jax, jax.numpy as jnp
         >>> from vflow_kernels import triangular_root
-        >>> x = triangular_root(lambda x: (2 * x, jnp.log(2 + 0 * x)), lambda y: y / 2, jnp.ones(2))
-        >>> print(x)
-        [0.5 0.5]
+        >>> slopes = jnp.array([1.0, 2.0])
+        >>> forward = lambda x: (slopes * x, jnp.log(slopes))
+        >>> x, log_slope = triangular_root(forward, lambda y: (y / slopes, jnp.log(slopes)), jnp.ones(2))
+        >>> print(x, jnp.exp(log_slope))
+        [1.  0.5] [1. 2.]
     """
 
-    def residual(x):
-        value, log_slope = forward(x)
+    def residual(root):
+        x, log_slope = root
+        value, exact = forward(x)
         # Scaled to a unit diagonal. The root, and so its derivatives, do not depend on the scale.
-        return (value - y) * jax.lax.stop_gradient(jnp.exp(-log_slope))
+        error = (value - y) * jax.lax.stop_gradient(jnp.exp(-exact))
+        return error.astype(y.dtype), log_slope - exact.astype(y.dtype)
 
-    return jax.lax.custom_root(
-        residual,
-        y,
-        lambda _, y: solve(y),
-        lambda linear, b: _nilpotent_solve(lambda v: linear(v) - v, b),
-    )
+    def tangent_solve(linear, b):
+        b_x, b_slope = b
+        zero = jnp.zeros_like(b_slope)
+        x = _nilpotent_solve(lambda v: linear((v, zero))[0] - v, b_x)
+        return x, b_slope - linear((x, zero))[1]
+
+    return jax.lax.custom_root(residual, (y, y), lambda _, root: solve(root[0]), tangent_solve)

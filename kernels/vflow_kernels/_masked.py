@@ -16,14 +16,14 @@ def _slots(ranks: np.ndarray, dim: int) -> np.ndarray:
 
 
 def masked_autoregressive_inverse(
-    invert: Callable[[Float[Array, ""], Float[Array, " p"]], Float[Array, ""]],
+    invert: Callable[[Float[Array, ""], Float[Array, " p"]], tuple[Array, Array]],
     y: Float[Array, " d"],
     context: Float[Array, " c"],
     weights: Sequence[Float[Array, "..."]],
     biases: Sequence[Float[Array, "..."]],
     hidden_ranks: Sequence[Int[np.ndarray, "..."]],
     activation: Callable[[Array], Array],
-) -> Float[Array, " d"]:
+) -> tuple[Float[Array, " d"], Float[Array, " d"]]:
     r"""The $x$ with $\tau(x_i; \phi_i(x_{<i}, c)) = y_i$, the $\phi$ from a masked network.
 
     One coordinate after the other, as it must be, but no unit is evaluated twice: when $x_{i-1}$ is
@@ -31,7 +31,7 @@ def masked_autoregressive_inverse(
     together cost the flops of about one pass of the network, not of d.
 
     Args:
-        invert: $(y_i, \phi_i) \mapsto x_i$.
+        invert: $(y_i, \phi_i) \mapsto (x_i, \log|\partial x_i/\partial y_i|)$, scalars.
         y: where to invert; coordinate i has rank i.
         context: $c$, further inputs that every unit may see; may be empty.
         weights: masked weights: the first takes `(*context, *x)`, the last gives the p parameters
@@ -41,17 +41,17 @@ def masked_autoregressive_inverse(
         activation: between the layers.
 
     Returns:
-        $x$, shape `(d,)`.
+        `(x, log_slope)`, both of shape `(d,)`: the second is what `invert` returned beside x.
 
     Example:
         >>> import jax.numpy as jnp
         >>> from vflow_kernels import masked_autoregressive_inverse
         >>> weight = jnp.array([[0.0, 1.0], [0.0, 0.0]])[:, None]  # phi_2 = x_1
-        >>> shift = lambda y, params: y - params[0]
+        >>> shift = lambda y, params: (y - params[0], 0 * y)
         >>> none = jnp.zeros(0)
         >>> bias = jnp.zeros((1, 2))
         >>> print(masked_autoregressive_inverse(
-        ...     shift, jnp.ones(2), none, [weight], [bias], [], jnp.tanh))
+        ...     shift, jnp.ones(2), none, [weight], [bias], [], jnp.tanh)[0])
         [1. 0.]
     """
     dim, num_context = y.shape[0], context.shape[0]
@@ -84,9 +84,9 @@ def masked_autoregressive_inverse(
             new = activation(units @ block + offset)
             units = jax.lax.dynamic_update_slice(buffer, new, (i * new.shape[0],))
             done.append(units)
-        x_i = invert(y_i, units @ weight + bias)
+        x_i, log_slope = invert(y_i, units @ weight + bias)
         known = jax.lax.dynamic_update_slice(known, x_i[None], (num_context + i,))
-        return (known, *done), x_i
+        return (known, *done), (x_i, log_slope)
 
     known = jnp.concatenate([context, jnp.zeros_like(y)])
     hidden = [jnp.zeros_like(y, shape=(table.size,)) for table in slots]

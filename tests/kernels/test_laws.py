@@ -95,10 +95,13 @@ def _sylvester(name):
 
 
 def _shifted(matrix, shift, y):
-    """x_i + shift_i * sin(sum of the matrix's entries times the x before i) = y_i, by its kernel."""
+    """x_i + shift_i * sin(sum of the matrix's entries times the x before i) = y_i, by its kernel.
+
+    And zeros, the logarithms of the slopes.
+    """
     weight = jnp.triu(matrix, 1)[:, None]
     return vflow_kernels.masked_autoregressive_inverse(
-        lambda y, params: y - jnp.sin(params[0]) * params[1],
+        lambda y, params: (y - jnp.sin(params[0]) * params[1], jnp.zeros_like(y)),
         y,
         jnp.zeros_like(y, shape=(0,)),
         [jnp.concatenate([weight, 0 * weight], 1)],
@@ -109,15 +112,27 @@ def _shifted(matrix, shift, y):
 
 
 def _masked_inverse(matrix, shift, y):
-    x = _shifted(matrix, shift, y)
+    x, _ = _shifted(matrix, shift, y)
     return x, x + jnp.sin(jnp.tril(matrix.T, -1) @ x) * shift - y  # the second is zero
 
 
 def _triangular_root(matrix, shift, y):
-    def forward(x):
-        return x + jnp.sin(jnp.tril(matrix.T, -1) @ x) * shift, jnp.zeros_like(x)
+    def parts(x):
+        before = jnp.tril(matrix.T, -1) @ x
+        return jnp.sin(before) * shift, jnp.tanh(before)
 
-    return vflow_kernels.triangular_root(forward, lambda y: _shifted(matrix, shift, y), y)
+    def forward(x):
+        added, log_slope = parts(x)
+        return x * jnp.exp(log_slope) + added, log_slope
+
+    def solve(y):
+        x = y
+        for _ in y:  # each sweep makes one more coordinate exact
+            added, log_slope = parts(x)
+            x = (y - added) * jnp.exp(-log_slope)
+        return x, parts(x)[1]
+
+    return vflow_kernels.triangular_root(forward, solve, y)
 
 
 # One line for every public kernel: a function of arrays and the names of its arguments above.

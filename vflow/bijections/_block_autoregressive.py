@@ -151,8 +151,8 @@ class BlockAutoregressive(AbstractBijection):
         y = jnp.exp(keep) * x + jnp.exp(mix) * units
         return y, jnp.logaddexp(keep, mix + log_slope[:, 0])
 
-    def _solve(self, y: Array, condition: Array | None) -> Array:
-        """Coordinate by coordinate; the units of those done are kept."""
+    def _solve(self, y: Array, condition: Array | None) -> tuple[Array, Array]:
+        """Coordinate by coordinate, the units of those done are kept; then one pass for the slopes."""
         (dim,) = self.shape
         matrices = self._matrices()
         columns = [jnp.moveaxis(m.reshape(m.shape[0], dim, -1), 1, 0) for m in matrices]
@@ -174,11 +174,12 @@ class BlockAutoregressive(AbstractBijection):
                 units = jnp.tanh(units @ diagonals[layer] + offsets[layer])
             return done, x_i
 
-        dtype = jnp.result_type(y, *matrices, *biases)
-        y = y.astype(dtype)
+        dtype, like = y.dtype, jnp.result_type(y, *matrices, *biases)
+        y = y.astype(like)
         buffers = [jnp.zeros_like(y, shape=m.shape[:1]) for m in matrices]
-        inputs = (jnp.arange(dim), y, self.gate.astype(dtype), columns, biases)
-        return jax.lax.scan(step, buffers, (*inputs, self._diagonals(matrices)))[1]
+        inputs = (jnp.arange(dim), y, self.gate.astype(like), columns, biases)
+        x = jax.lax.scan(step, buffers, (*inputs, self._diagonals(matrices)))[1]
+        return x.astype(dtype), self._transform(x, condition)[1].astype(dtype)
 
     def forward_and_log_det(self, x: Array, condition: Array | None = None) -> tuple[Array, Array]:
         """One pass of the network."""
@@ -187,12 +188,10 @@ class BlockAutoregressive(AbstractBijection):
 
     def inverse_and_log_det(self, y: Array, condition: Array | None = None) -> tuple[Array, Array]:
         """One monotone equation a coordinate, then one pass at the solution."""
-        x = triangular_root(
-            lambda x: self._transform(x, condition),
-            lambda y: self._solve(y, condition).astype(y.dtype),
-            y,
+        x, log_slope = triangular_root(
+            lambda x: self._transform(x, condition), lambda y: self._solve(y, condition), y
         )
-        return x, -jnp.sum(self._transform(x, condition)[1])
+        return x, -jnp.sum(log_slope)
 
     def push_score(
         self, x: Array, score: Array, condition: Array | None = None

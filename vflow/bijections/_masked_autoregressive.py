@@ -110,13 +110,13 @@ class MaskedAutoregressive(AbstractBijection):
         return y, jnp.sum(log_slope)
 
     def inverse_and_log_det(self, y: Array, condition: Array | None = None) -> tuple[Array, Array]:
-        """Coordinate by coordinate, then one pass of the network at the solution."""
-        x = triangular_root(
+        """Coordinate by coordinate; derivatives take one pass of the network at the solution."""
+        x, log_slope = triangular_root(
             lambda x: self._transform(x, condition),
             lambda y: self.conditioner.solve(self.transformer, y, condition),
             y,
         )
-        return x, -jnp.sum(self._transform(x, condition)[1])
+        return x, -jnp.sum(log_slope)
 
     def push_score(
         self, x: Array, score: Array, condition: Array | None = None

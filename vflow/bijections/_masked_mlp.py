@@ -87,8 +87,13 @@ class MaskedMLP(eqx.Module):
         inputs = x if condition is None else jnp.concatenate([condition, x])
         return self.masked()(inputs).reshape(self.num_params, -1)
 
-    def solve(self, transformer: AbstractTransformer, y: Array, condition: Array | None) -> Array:
-        """The x whose coordinates the transformer, given x, takes to y: one after the other."""
+    def solve(
+        self, transformer: AbstractTransformer, y: Array, condition: Array | None
+    ) -> tuple[Array, Array]:
+        """The x whose coordinates the transformer, given x, takes to y: one after the other.
+
+        And the logarithms of its slopes there.
+        """
         order = jnp.argsort(self.ranks)
         network, dim = self.masked(), y.shape[0]
         weights, biases = list(network.weights), list(network.biases)
@@ -96,8 +101,8 @@ class MaskedMLP(eqx.Module):
         weights[-1] = weights[-1].reshape(-1, self.num_params, dim)[..., order]
         rows = jnp.concatenate([jnp.arange(self.condition_dim), self.condition_dim + order])
         weights[0] = weights[0][rows]
-        x = masked_autoregressive_inverse(
-            lambda y, params: transformer.inverse(y, params)[0],
+        x, log_slope = masked_autoregressive_inverse(
+            transformer.inverse,
             y[order],
             jnp.zeros_like(y, shape=(0,)) if condition is None else condition,
             weights,
@@ -105,4 +110,4 @@ class MaskedMLP(eqx.Module):
             self._hidden_ranks(),
             _ACTIVATIONS[network.activation],
         )
-        return x[self.ranks].astype(y.dtype)
+        return x[self.ranks].astype(y.dtype), -log_slope[self.ranks].astype(y.dtype)
