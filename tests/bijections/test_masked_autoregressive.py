@@ -53,6 +53,13 @@ def test_the_jacobian_is_triangular_in_the_order_and_full_below(hidden, conditio
         assert (np.asarray(by_condition) != 0).all()  # and all of the condition
 
 
+def test_an_inverse_is_not_followed_by_a_pass():
+    """The solver's steps know the slopes; what XLA sees is one product for each matrix."""
+    layer = _layer(5, hidden=(6, 4))
+    inverse = jax.jit(lambda y: layer.inverse_and_log_det(y))
+    assert inverse.lower(jnp.ones(5)).as_text().count("stablehlo.dot_general") == 3
+
+
 def test_the_inverse_is_the_masked_autoregressive_flow():
     """u -> x = (u - m(x_<)) exp(-s(x_<)), coordinate by coordinate, in numpy."""
     layer = _layer(4, hidden=(6,), activation="tanh")

@@ -92,7 +92,7 @@ class MaskedAutoregressive(AbstractBijection):
             )
         self.conditioner = MaskedMLP(
             key,
-            jnp.argsort(order),
+            order,
             self.transformer.num_params,
             hidden,
             activation,

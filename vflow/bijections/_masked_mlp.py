@@ -30,7 +30,7 @@ class MaskedMLP(eqx.Module):
 
     Args:
         key: PRNG key.
-        ranks: place of each coordinate in the order.
+        order: the coordinates, each once; each sees those before it.
         num_params: parameters for each coordinate.
         hidden: widths of the hidden layers.
         activation: as for `MLP`.
@@ -38,6 +38,7 @@ class MaskedMLP(eqx.Module):
     """
 
     network: MLP
+    order: Array
     ranks: Array
     num_params: int = eqx.field(static=True)
     condition_dim: int = eqx.field(static=True)
@@ -45,15 +46,16 @@ class MaskedMLP(eqx.Module):
     def __init__(
         self,
         key: PRNGKeyArray,
-        ranks: Array,
+        order: Array,
         num_params: int,
         hidden: tuple[int, ...],
         activation: str,
         condition_dim: int,
     ):
-        dim = ranks.shape[0]
+        dim = order.shape[0]
         self.network = MLP(key, condition_dim + dim, num_params * dim, hidden, activation)
-        self.ranks = ranks.astype(jnp.int32)
+        self.order = order.astype(jnp.int32)
+        self.ranks = jnp.argsort(self.order).astype(jnp.int32)
         self.num_params, self.condition_dim = num_params, condition_dim
         # Variance 1 / (inputs that are seen), not 1 / (all inputs).
         weights = [
@@ -94,8 +96,7 @@ class MaskedMLP(eqx.Module):
 
         And the logarithms of its slopes there.
         """
-        order = jnp.argsort(self.ranks)
-        network, dim = self.masked(), y.shape[0]
+        network, dim, order = self.masked(), y.shape[0], self.order
         weights, biases = list(network.weights), list(network.biases)
         biases[-1] = biases[-1].reshape(self.num_params, dim)[:, order]
         weights[-1] = weights[-1].reshape(-1, self.num_params, dim)[..., order]
