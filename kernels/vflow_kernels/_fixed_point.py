@@ -103,13 +103,13 @@ def triangular_fixed_point(
 
 def triangular_root(
     forward: Callable[[Float[Array, " d"]], tuple[Float[Array, " d"], Float[Array, " d"]]],
-    solve: Callable[[Float[Array, " d"]], tuple[Float[Array, " d"], Float[Array, " d"]]],
+    solve: Callable[[Float[Array, " d"]], tuple[Float[Array, " d"], Float[Array, ""]]],
     y: Float[Array, " d"],
-) -> tuple[Float[Array, " d"], Float[Array, " d"]]:
+) -> tuple[Float[Array, " d"], Float[Array, ""]]:
     r"""The inverse $x = T^{-1}(y)$ of a triangular map, found by `solve`, with implicit derivatives.
 
     $$dx = J^{-1}\,(dy - \partial_\theta T\,d\theta), \qquad
-      dl = \partial_x \log\partial_i T_i\,dx + \partial_\theta \log\partial_i T_i\,d\theta$$
+      dl = \partial_x l\,dx + \partial_\theta l\,d\theta, \qquad l = \sum_i\log\partial_i T_i$$
 
     at the solution: nothing is differentiated through `solve`, and a gradient costs one pass of
     `forward` and a triangular solve by sweeps (each one product with $J$ or its transpose). Values
@@ -118,33 +118,35 @@ def triangular_root(
     Args:
         forward: $x \mapsto (T(x), \log\partial_i T_i(x))$, with a Jacobian that is triangular in some
             order of the coordinates and has a positive diagonal.
-        solve: $y \mapsto (x, \log\partial_i T_i(x))$ at $x = T^{-1}(y)$, without a derivative.
+        solve: $y \mapsto (x, l(x))$ at $x = T^{-1}(y)$, without a derivative.
         y: where to invert.
 
     Returns:
-        `(x, log_slope)`, each of the shape and dtype of y; the second is $l_i = \log\partial_i T_i(x)$.
+        `(x, log_det)`: x of the shape of y, and $l(x) = \log\det\partial T(x)$, both of its dtype.
 
     Example:
         >>> import jax, jax.numpy as jnp
         >>> from vflow_kernels import triangular_root
         >>> slopes = jnp.array([1.0, 2.0])
         >>> forward = lambda x: (slopes * x, jnp.log(slopes))
-        >>> x, log_slope = triangular_root(forward, lambda y: (y / slopes, jnp.log(slopes)), jnp.ones(2))
-        >>> print(x, jnp.exp(log_slope))
-        [1.  0.5] [1. 2.]
+        >>> solve = lambda y: (y / slopes, jnp.sum(jnp.log(slopes)))
+        >>> x, log_det = triangular_root(forward, solve, jnp.ones(2))
+        >>> print(x, jnp.exp(log_det))
+        [1.  0.5] 2.0
     """
 
     def residual(root):
-        x, log_slope = root
-        value, exact = forward(x)
+        x, log_det = root
+        value, log_slope = forward(x)
         # Scaled to a unit diagonal. The root, and so its derivatives, do not depend on the scale.
-        error = (value - y) * jax.lax.stop_gradient(jnp.exp(-exact))
-        return error.astype(y.dtype), log_slope - exact.astype(y.dtype)
+        error = (value - y) * jax.lax.stop_gradient(jnp.exp(-log_slope))
+        return error.astype(y.dtype), log_det - jnp.sum(log_slope).astype(y.dtype)
 
     def tangent_solve(linear, b):
-        b_x, b_slope = b
-        zero = jnp.zeros_like(b_slope)
+        b_x, b_log_det = b
+        zero = jnp.zeros_like(b_log_det)
         x = _nilpotent_solve(lambda v: linear((v, zero))[0] - v, b_x)
-        return x, b_slope - linear((x, zero))[1]
+        return x, b_log_det - linear((x, zero))[1]
 
-    return jax.lax.custom_root(residual, (y, y), lambda _, root: solve(root[0]), tangent_solve)
+    start = (y, jnp.zeros_like(y, shape=()))
+    return jax.lax.custom_root(residual, start, lambda _, start: solve(start[0]), tangent_solve)

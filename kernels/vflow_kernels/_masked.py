@@ -23,7 +23,7 @@ def masked_autoregressive_inverse(
     biases: Sequence[Float[Array, "..."]],
     hidden_ranks: Sequence[Int[np.ndarray, "..."]],
     activation: Callable[[Array], Array],
-) -> tuple[Float[Array, " d"], Float[Array, " d"]]:
+) -> tuple[Float[Array, " d"], Float[Array, ""]]:
     r"""The $x$ with $\tau(x_i; \phi_i(x_{<i}, c)) = y_i$, the $\phi$ from a masked network.
 
     One coordinate after the other, as it must be, but no unit is evaluated twice: when $x_{i-1}$ is
@@ -41,7 +41,7 @@ def masked_autoregressive_inverse(
         activation: between the layers.
 
     Returns:
-        `(x, log_slope)`, both of shape `(d,)`: the second is what `invert` returned beside x.
+        `(x, log_det)`: x of shape `(d,)`, and the sum of what `invert` returned beside its coordinates.
 
     Example:
         >>> import jax.numpy as jnp
@@ -75,9 +75,9 @@ def masked_autoregressive_inverse(
         rows = columns
     last = jnp.moveaxis(by_step(weights[-1], rows), -1, 0), jnp.moveaxis(biases[-1], -1, 0)
 
-    def step(buffers, inputs):
+    def step(carry, inputs):
         i, y_i, layers, (weight, bias) = inputs
-        known, *hidden = buffers
+        log_det, known, *hidden = carry
         units = known
         done = []
         for buffer, (block, offset) in zip(hidden, layers, strict=True):
@@ -86,9 +86,10 @@ def masked_autoregressive_inverse(
             done.append(units)
         x_i, log_slope = invert(y_i, units @ weight + bias)
         known = jax.lax.dynamic_update_slice(known, x_i[None], (num_context + i,))
-        return (known, *done), (x_i, log_slope)
+        return (log_det + log_slope, known, *done), x_i
 
     known = jnp.concatenate([context, jnp.zeros_like(y)])
     hidden = [jnp.zeros_like(y, shape=(table.size,)) for table in slots]
     inputs = (jnp.arange(dim), y, layers, last)
-    return jax.lax.scan(step, (known, *hidden), inputs)[1]
+    (log_det, *_), x = jax.lax.scan(step, (jnp.zeros_like(y, shape=()), known, *hidden), inputs)
+    return x, log_det

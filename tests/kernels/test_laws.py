@@ -97,7 +97,7 @@ def _sylvester(name):
 def _shifted(matrix, shift, y):
     """x_i + shift_i * sin(sum of the matrix's entries times the x before i) = y_i, by its kernel.
 
-    And zeros, the logarithms of the slopes.
+    And zero, the log-det.
     """
     weight = jnp.triu(matrix, 1)[:, None]
     return vflow_kernels.masked_autoregressive_inverse(
@@ -130,7 +130,7 @@ def _triangular_root(matrix, shift, y):
         for _ in y:  # each sweep makes one more coordinate exact
             added, log_slope = parts(x)
             x = (y - added) * jnp.exp(-log_slope)
-        return x, parts(x)[1]
+        return x, jnp.sum(parts(x)[1])
 
     return vflow_kernels.triangular_root(forward, solve, y)
 

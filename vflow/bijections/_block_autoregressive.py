@@ -152,7 +152,7 @@ class BlockAutoregressive(AbstractBijection):
         return y, jnp.logaddexp(keep, mix + log_slope[:, 0])
 
     def _solve(self, y: Array, condition: Array | None) -> tuple[Array, Array]:
-        """Coordinate by coordinate, the units of those done are kept; then one pass for the slopes."""
+        """Coordinate by coordinate, the units of those done are kept; then one pass for the log-det."""
         (dim,) = self.shape
         matrices = self._matrices()
         columns = [jnp.moveaxis(m.reshape(m.shape[0], dim, -1), 1, 0) for m in matrices]
@@ -179,7 +179,7 @@ class BlockAutoregressive(AbstractBijection):
         buffers = [jnp.zeros_like(y, shape=m.shape[:1]) for m in matrices]
         inputs = (jnp.arange(dim), y, self.gate.astype(like), columns, biases)
         x = jax.lax.scan(step, buffers, (*inputs, self._diagonals(matrices)))[1]
-        return x.astype(dtype), self._transform(x, condition)[1].astype(dtype)
+        return x.astype(dtype), jnp.sum(self._transform(x, condition)[1]).astype(dtype)
 
     def forward_and_log_det(self, x: Array, condition: Array | None = None) -> tuple[Array, Array]:
         """One pass of the network."""
@@ -188,10 +188,10 @@ class BlockAutoregressive(AbstractBijection):
 
     def inverse_and_log_det(self, y: Array, condition: Array | None = None) -> tuple[Array, Array]:
         """One monotone equation a coordinate, then one pass at the solution."""
-        x, log_slope = triangular_root(
+        x, log_det = triangular_root(
             lambda x: self._transform(x, condition), lambda y: self._solve(y, condition), y
         )
-        return x, -jnp.sum(log_slope)
+        return x, -log_det
 
     def push_score(
         self, x: Array, score: Array, condition: Array | None = None

@@ -111,12 +111,12 @@ class MaskedAutoregressive(AbstractBijection):
 
     def inverse_and_log_det(self, y: Array, condition: Array | None = None) -> tuple[Array, Array]:
         """Coordinate by coordinate; derivatives take one pass of the network at the solution."""
-        x, log_slope = triangular_root(
+        x, log_det = triangular_root(
             lambda x: self._transform(x, condition),
             lambda y: self.conditioner.solve(self.transformer, y, condition),
             y,
         )
-        return x, -jnp.sum(log_slope)
+        return x, -log_det
 
     def push_score(
         self, x: Array, score: Array, condition: Array | None = None

@@ -92,17 +92,14 @@ class MaskedMLP(eqx.Module):
     def solve(
         self, transformer: AbstractTransformer, y: Array, condition: Array | None
     ) -> tuple[Array, Array]:
-        """The x whose coordinates the transformer, given x, takes to y: one after the other.
-
-        And the logarithms of its slopes there.
-        """
+        """The x that the transformer, given x, takes to y, one coordinate after the other; the log-det."""
         network, dim, order = self.masked(), y.shape[0], self.order
         weights, biases = list(network.weights), list(network.biases)
         biases[-1] = biases[-1].reshape(self.num_params, dim)[:, order]
         weights[-1] = weights[-1].reshape(-1, self.num_params, dim)[..., order]
         rows = jnp.concatenate([jnp.arange(self.condition_dim), self.condition_dim + order])
         weights[0] = weights[0][rows]
-        x, log_slope = masked_autoregressive_inverse(
+        x, log_det = masked_autoregressive_inverse(
             transformer.inverse,
             y[order],
             jnp.zeros_like(y, shape=(0,)) if condition is None else condition,
@@ -111,4 +108,4 @@ class MaskedMLP(eqx.Module):
             self._hidden_ranks(),
             _ACTIVATIONS[network.activation],
         )
-        return x[self.ranks].astype(y.dtype), -log_slope[self.ranks].astype(y.dtype)
+        return x[self.ranks].astype(y.dtype), -log_det.astype(y.dtype)
