@@ -22,6 +22,9 @@ CONDITION = jnp.array([0.3, -1.0, 0.5])
 N = 6
 NEAR_THE_BASE = {"block_autoregressive"}  # start near it, not at it
 ELSEWHERE = {"heavy_tail 5"}  # start at their last layers
+# XLA makes a product and a sum one rounding in one of two programs; without such instructions
+# (XLA_FLAGS=--xla_cpu_max_isa=AVX) these are equal bit for bit as well.
+FUSED = {"coupling spline", "heavy_tail 5"}
 
 
 def _log_p(x):
@@ -112,9 +115,12 @@ def test_draws_and_densities_agree(name):
 @names
 def test_path_draws_the_samples_and_values_of_total(name):
     values = _results(name).values
-    # the same operations; XLA may fuse a multiplication and an addition in one program only
-    for path, total in zip(values["path"], values["total"], strict=True):
-        np.testing.assert_allclose(path, total, rtol=1e-14, atol=1e-15)
+    if name in FUSED:
+        for path, total in zip(values["path"], values["total"], strict=True):
+            np.testing.assert_allclose(path, total, rtol=1e-14, atol=1e-15)
+    else:
+        np.testing.assert_array_equal(values["path"][0], values["total"][0])
+        np.testing.assert_allclose(values["path"][1], values["total"][1], rtol=1e-15)
 
 
 @names
